@@ -1,1 +1,1 @@
-//! Criterion benchmarks; see the files beside this crate's manifest.
+//! Criterion benchmarks; they live in `benches/` beside this crate's manifest.

@@ -1,1 +1,86 @@
-fn main() {}
+//! `cargo xtask <command>`: set-up, tests and conventions of the workspace.
+//!
+//! A program of its own, so that it builds when the product does not: it depends on no crate of
+//! the workspace and needs no libtorch.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line tool talks to its terminal"
+)]
+
+#[cfg(not(unix))]
+compile_error!("the workspace is built on Linux; on Windows, use its subsystem for Linux");
+
+mod bench;
+mod cli;
+mod compiler;
+mod doctor;
+mod env;
+mod hash;
+mod libtorch;
+mod pipe;
+mod problem;
+mod progress;
+mod signals;
+mod testing;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use cli::{Action, Cli};
+use env::Env;
+use workspace::Workspace;
+
+/// The exit status of a wrong command line.
+const MISUSE: u8 = 1;
+
+/// The exit status of everything else that goes wrong.
+const FAILURE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match run(cli.command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
+/// Prints help, or what is wrong with the command line.
+fn usage(error: &clap::Error) -> ExitCode {
+    // There is nobody to tell if the terminal is gone.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(MISUSE) } else { ExitCode::SUCCESS }
+}
+
+fn run(action: Action) -> Result<u8> {
+    let env = Env::of_process();
+    let workspace = Workspace::find(&env)?;
+    match action {
+        Action::Setup { force } => setup(&workspace, &env, force),
+        Action::Doctor => Ok(verdict(doctor::run(&workspace, &env))),
+        Action::Test { only } => testing::run(&workspace, &env, &only).map(verdict),
+        Action::Bench { args } => bench::run(&workspace, &env, &args),
+        Action::Tidy => tidy::run(workspace.root()).map(verdict),
+    }
+}
+
+fn setup(workspace: &Workspace, env: &Env, force: bool) -> Result<u8> {
+    let view = libtorch::setup::set_up(workspace, env, force)?;
+    println!("libtorch {} is in place: {}", libtorch::VERSION, view.display());
+    Ok(0)
+}
+
+fn verdict(fine: bool) -> u8 {
+    if fine { 0 } else { FAILURE }
+}

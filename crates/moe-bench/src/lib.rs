@@ -1,1 +1,23 @@
-//! Placeholder.
+//! Recipes, runs, the comparison of routers and its report: everything behind the `moe` binary.
+//!
+//! A [`recipe::Recipe`] decides a run; [`run`] trains it into a directory; [`compare`] trains many,
+//! one process each, on equal terms; [`results`] is what it writes for other tools, [`table`] and
+//! [`report`] what it shows to people.
+
+pub mod cells;
+pub mod cli;
+pub mod commands;
+pub mod compare;
+pub mod environment;
+pub mod error;
+pub mod log;
+pub mod overlay;
+pub mod papers;
+pub mod recipe;
+pub mod report;
+pub mod results;
+pub mod run;
+pub mod summary;
+pub mod table;
+pub mod terms;
+pub mod worker;

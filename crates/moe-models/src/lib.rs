@@ -1,1 +1,20 @@
-//! Placeholder.
+//! Experts, the sparse layer and backbones on libtorch.
+//!
+//! A [`MoeLayer`] is a router and a bank of experts; a [`DecoderLm`] is a decoder-only language model
+//! whose feed-forward layers are dense or sparse. Whatever a forward pass wants to say besides its
+//! output (losses, loads, entropies) comes back in a [`LayerTrace`]; nothing is kept in globals.
+//!
+//! Axis letters: `b` batch, `g` groups, `t` tokens, `d` width, `h` hidden width, `e` experts, `n`
+//! routed rows, `v` vocabulary.
+
+pub mod attention;
+pub mod experts;
+pub mod layer;
+pub mod lm;
+pub mod residual;
+
+pub use attention::Attention;
+pub use experts::{Activation, ExpertExec, ExpertShape, Experts};
+pub use layer::{LayerTrace, MoeLayer};
+pub use lm::{DecoderLm, LmConfig, ModelError, Norm, Output, RoutingGroup};
+pub use residual::{Plain, Residual};

@@ -1,1 +1,85 @@
-//! Placeholder.
+//! One module per paper: the trainable routing rule on libtorch and, in the same file, a plain `f64`
+//! reference of the same equations.
+//!
+//! A [`Router`] turns tokens into a [`Routing`]: a plan (who computes what, with which weight), the
+//! logits, the gate distribution, and the paper's losses. Everything random comes in through
+//! [`RouteCx::noise`]; nothing is kept in globals.
+//!
+//! [`PAPERS`] is the registry. The command line, recipes, the generated documentation and the
+//! [`suite`] that holds every router to its reference all read it; a new paper is one file and one
+//! line here.
+//!
+//! Axis letters: `g` groups, `t` tokens of a group, `d` width, `e` experts, `k` choices of a token,
+//! `n` routed rows (sorted by expert), `s` slots.
+//!
+//! ```no_run
+//! use moe_routers::{Dims, ParamStore, Phase, RouteCx, SeededNoise, router_config};
+//! use tch::{Device, Kind, Tensor};
+//!
+//! let config = router_config("x-moe", &Default::default())?;
+//! config.check(8)?;
+//! let store = ParamStore::new(0, Device::Cpu, Kind::Float);
+//! let router = config.build(&store.root(), Dims { width: 64, experts: 8 });
+//! let x_gtd = Tensor::randn([2, 128, 64], (Kind::Float, Device::Cpu));
+//! let noise = SeededNoise::train(0, 0);
+//! let routing = router.route(&x_gtd, &RouteCx::new(Phase::Eval, &noise))?;
+//! println!("rows per expert: {}", routing.plan.load_e());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod config;
+pub mod convert;
+pub mod losses;
+pub mod noise;
+pub mod params;
+pub mod plan;
+pub mod router;
+pub mod suite;
+pub mod tolerance;
+
+pub mod dense;
+pub mod expert_choice;
+pub mod random;
+pub mod smoe;
+pub mod soft_moe;
+pub mod switch;
+pub mod v_moe;
+pub mod x_moe;
+
+pub use config::{ConfigError, Preset, RouterConfig, Settings};
+pub use noise::{Noise, SeededNoise, Site};
+pub use params::{Init, Param, ParamStore, Params, Role};
+pub use plan::TensorPlan;
+pub use router::{Aux, Dims, Paper, Phase, RouteCx, Router, Routing};
+
+/// Every router of this crate: controls first, then by year.
+pub const PAPERS: &[&Paper] = &[
+    &dense::PAPER,
+    &random::PAPER,
+    &smoe::PAPER,
+    &switch::PAPER,
+    &v_moe::PAPER,
+    &expert_choice::PAPER,
+    &x_moe::PAPER,
+    &soft_moe::PAPER,
+];
+
+/// The registered paper of that name.
+///
+/// # Errors
+/// [`ConfigError::UnknownRouter`], which lists the choices.
+pub fn paper(id: &str) -> Result<&'static Paper, ConfigError> {
+    PAPERS.iter().copied().find(|p| p.id == id).ok_or_else(|| ConfigError::UnknownRouter {
+        name: id.into(),
+        choices: PAPERS.iter().map(|p| p.id).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// Reads the settings of router `id`: a preset's values (`preset = "…"`, else the first one) with
+/// the given keys in their place.
+///
+/// # Errors
+/// An unknown router, preset or key, or a value of the wrong type, each naming the key.
+pub fn router_config(id: &str, settings: &Settings) -> Result<Box<dyn RouterConfig>, ConfigError> {
+    (paper(id)?.config)(settings)
+}

@@ -1,1 +1,19 @@
-//! Placeholder.
+//! Training: the step, the optimiser, the schedule, checkpoints, evaluation.
+//!
+//! Between two steps a run is its weights, its optimiser's moments and a step number; data order,
+//! noise and learning rate are functions of (seed, step). Resuming is arithmetic.
+//!
+//! Axis letters: `b` batch, `t` tokens, `e` experts, `l` sparse layers.
+
+pub mod adamw;
+pub mod checkpoint;
+pub mod evaluate;
+pub mod schedule;
+pub mod tensors;
+pub mod trainer;
+
+pub use adamw::{AdamW, AdamWConfig};
+pub use checkpoint::{CheckpointError, State};
+pub use evaluate::{EvalReport, LayerReport};
+pub use schedule::{Decay, Schedule};
+pub use trainer::{StepReport, TrainConfig, TrainError, Trainer};

@@ -1,0 +1,202 @@
+//! The command line: flags, and the way from an error to an exit code.
+#![expect(clippy::print_stderr, reason = "a command line tool talks to its terminal")]
+
+use crate::commands;
+use crate::error::{Misuse, exit_code};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tch::Device;
+
+/// Sparse Mixture-of-Experts routers, trained and compared on equal terms.
+#[derive(Debug, Parser)]
+#[command(name = "moe", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the routers, or show one: its idea, equations, deviations and presets.
+    Papers(PapersArgs),
+    /// Train a recipe into a run directory.
+    Train(TrainArgs),
+    /// Evaluate the newest checkpoint of a run.
+    Eval(EvalArgs),
+    /// Train several routers on the same data, seeds and compute, and compare them.
+    Compare(CompareArgs),
+    /// Make a comparison's table and report.html again from its results.json.
+    Report {
+        /// Directory of a comparison.
+        dir: PathBuf,
+    },
+    /// Say what this machine offers and whether everything works.
+    Doctor,
+}
+
+/// Flags of `moe papers`.
+#[derive(Debug, Args)]
+pub struct PapersArgs {
+    /// A router's name; all of them if left out.
+    pub name: Option<String>,
+    /// Print the page `docs/papers.md`.
+    #[arg(long, conflicts_with = "name")]
+    pub markdown: bool,
+}
+
+/// Flags that every training command has.
+#[derive(Debug, Clone, Args)]
+pub struct MachineArgs {
+    /// `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    pub device: Device,
+    /// Threads of one run; all hardware threads if left out.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+}
+
+/// Flags of `moe train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// A recipe file; see `recipes/`.
+    pub recipe: PathBuf,
+    /// Put a setting over the recipe's: `--set train.steps=40`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Directory of the run; `runs/<date>-<recipe>` if left out.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Go on from the newest checkpoint in `--out`.
+    #[arg(long, requires = "out")]
+    pub resume: bool,
+    /// Where to compute.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// Serve a comparison: events on standard output, stop when standard input ends.
+    #[arg(long, hide = true, requires = "out")]
+    pub worker: bool,
+}
+
+/// Part of the data to evaluate on.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SplitArg {
+    /// The validation split.
+    Valid,
+    /// The test split.
+    Test,
+}
+
+/// Flags of `moe eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// Directory of a run.
+    pub run: PathBuf,
+    /// Put a setting over the run's recipe.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Which part of the data.
+    #[arg(long, value_enum, default_value_t = SplitArg::Valid)]
+    pub split: SplitArg,
+    /// At most this many batches; the whole split if left out.
+    #[arg(long)]
+    pub batches: Option<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Where to compute.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+/// Flags of `moe compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Size of the comparison.
+    #[arg(long, default_value = "quick")]
+    pub preset: String,
+    /// Routers, comma-separated, as `name` or `name:preset`; all that a comparison enters if left out.
+    #[arg(long, value_delimiter = ',')]
+    pub routers: Vec<String>,
+    /// Number of seeds; the preset's if left out.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub seeds: Option<u64>,
+    /// Data set: a built-in name, a text file, or a directory in WikiText layout.
+    #[arg(long)]
+    pub data: Option<String>,
+    /// Put a setting over the preset's recipe.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Directory of the comparison; finished runs in it are kept. `runs/<date>-<preset>` if left out.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Runs at a time, each a process of its own; one per hardware thread if left out.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
+    /// Print the results as JSON instead of the table.
+    #[arg(long)]
+    pub json: bool,
+    /// Where to compute.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+fn parse_device(text: &str) -> Result<Device, String> {
+    match text.split_once(':').unwrap_or((text, "0")) {
+        ("cpu", "0") => Ok(Device::Cpu),
+        ("cuda", index) => index.parse().map(Device::Cuda).map_err(|e| format!("{index}: {e}")),
+        _ => Err("expected `cpu`, `cuda` or `cuda:N`".into()),
+    }
+}
+
+/// Runs the command line; 0 is fine, 1 misuse, 2 failure.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; clap's own code for misuse is 2, ours is 1.
+            let code = if error.use_stderr() { 1 } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Papers(args) => commands::papers(&args),
+        Command::Train(args) => commands::train(&args),
+        Command::Eval(args) => commands::eval(&args),
+        Command::Compare(args) => commands::compare(&args),
+        Command::Report { dir } => commands::report(&dir),
+        Command::Doctor => commands::doctor(),
+    }
+}
+
+impl MachineArgs {
+    /// Readies libtorch: threads, and CUDA if it was asked for.
+    ///
+    /// # Errors
+    /// A CUDA device that is not there.
+    pub fn ready(&self) -> Result<Device, Misuse> {
+        let threads = self.threads.map_or_else(crate::environment::hardware_threads, usize::from);
+        tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+        if let Device::Cuda(index) = self.device {
+            let part = moe_torch_sys::load_cuda();
+            let devices = tch::Cuda::device_count();
+            if index as i64 >= devices {
+                return Err(Misuse::new(format!(
+                    "--device cuda:{index}: {devices} CUDA devices here ({part:?}); `moe doctor` says more"
+                )));
+            }
+        }
+        Ok(self.device)
+    }
+}

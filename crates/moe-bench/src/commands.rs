@@ -1,0 +1,189 @@
+//! What each subcommand does.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its terminal")]
+
+use crate::cli::{CompareArgs, EvalArgs, PapersArgs, SplitArg, TrainArgs};
+use crate::compare::{Comparison, default_out};
+use crate::environment::{environment, hardware_threads};
+use crate::error::Misuse;
+use crate::recipe::Recipe;
+use crate::results::Results;
+use crate::run::{Event, Outcome, RunDir, load, prepare};
+use crate::table::{Style, render};
+use crate::{papers, worker};
+use anyhow::{Context, Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use moe_data::Split;
+use std::fs;
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+/// `moe papers`.
+///
+/// # Errors
+/// An unknown name.
+pub fn papers(args: &PapersArgs) -> Result<()> {
+    match &args.name {
+        _ if args.markdown => print!("{}", papers::page()),
+        Some(name) => {
+            let paper = moe_routers::paper(name).map_err(|e| Misuse::new(e.to_string()))?;
+            print!("{}", papers::entry(paper));
+        }
+        None => println!("{}", papers::list()),
+    }
+    Ok(())
+}
+
+/// `moe train`.
+///
+/// # Errors
+/// A recipe, data or directory that cannot be used, or a step that cannot be taken.
+pub fn train(args: &TrainArgs) -> Result<()> {
+    let stop = worker::stop_flag()?;
+    let device = args.machine.ready()?;
+    let recipe = Recipe::read(&args.recipe, &args.sets)?;
+    let stem = args.recipe.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
+    let dir = RunDir(args.out.clone().unwrap_or_else(|| default_out(&stem)));
+    if dir.metrics().exists() && !args.resume {
+        let message = format!("{}: there is a run already; --resume goes on with it", dir.0.display());
+        return Err(Misuse::new(message).into());
+    }
+    let prepared = prepare(&recipe, device)?;
+    if args.worker {
+        worker::stop_at_end_of_input(stop.clone());
+        let outcome = prepared.train(&dir, args.resume, &stop, &mut |event| worker::tell(&event))?;
+        worker::tell_end(&outcome);
+        return Ok(());
+    }
+    let bar = train_bar();
+    let outcome = prepared.train(&dir, args.resume, &stop, &mut |event| draw(&bar, &event))?;
+    bar.finish_and_clear();
+    match outcome {
+        Outcome::Finished(metrics) => println!(
+            "{}: validation loss {:.4}, perplexity {:.2}, {:.0} tokens/s",
+            dir.0.display(), metrics.valid_loss, metrics.valid_perplexity, metrics.tokens_per_second
+        ),
+        Outcome::Stopped(step) => println!(
+            "{}: stopped after step {step}; the same command with --out {} --resume goes on",
+            dir.0.display(), dir.0.display()
+        ),
+    }
+    Ok(())
+}
+
+fn train_bar() -> ProgressBar {
+    let style = "{bar:32} {pos}/{len} steps  {elapsed_precise}, about {eta_precise} left  {msg}";
+    ProgressBar::new(0).with_style(ProgressStyle::with_template(style).expect("a valid template"))
+}
+
+fn draw(bar: &ProgressBar, event: &Event<'_>) {
+    match event {
+        Event::Ready { done, last } => {
+            bar.set_length(*last);
+            bar.set_position(*done);
+            bar.reset_eta();
+        }
+        Event::Step(report) => {
+            bar.set_position(report.step);
+            bar.set_message(format!("loss {:.4}", report.loss));
+        }
+        Event::Eval(line) => {
+            bar.println(format!("step {:>6}: validation loss {:.4}", line.step, line.report.loss));
+        }
+    }
+}
+
+/// `moe eval`.
+///
+/// # Errors
+/// No run there, a damaged checkpoint, or data that cannot be read.
+pub fn eval(args: &EvalArgs) -> Result<()> {
+    let device = args.machine.ready()?;
+    let prepared = load(&args.run, &args.sets, device)?;
+    let split = match args.split {
+        SplitArg::Valid => Split::Valid,
+        SplitArg::Test => Split::Test,
+    };
+    let line = prepared.evaluate(split, args.batches)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&line)?);
+        return Ok(());
+    }
+    let (report, bits) = (&line.report, line.bits_per_byte);
+    println!("step {}, {} split, {} tokens", line.step, line.split, report.tokens);
+    println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
+    println!("bits per byte {}", bits.map_or("undefined: the tokens lose text".into(), |b| format!("{b:.4}")));
+    for (index, layer) in report.layers.iter().enumerate() {
+        let total: f64 = layer.load_e.iter().sum::<f64>().max(1.0);
+        let shares: Vec<_> = layer.load_e.iter().map(|n| format!("{:.3}", n / total)).collect();
+        println!(
+            "sparse layer {index}: shares {}; gate entropy {:.3}; tokens left behind {:.2} %",
+            shares.join(" "), layer.gate_entropy, 100.0 * layer.fraction_tokens_left_behind
+        );
+    }
+    Ok(())
+}
+
+/// `moe compare`.
+///
+/// # Errors
+/// Flags or data that cannot be used, files that cannot be written, or a run that failed.
+pub fn compare(args: &CompareArgs) -> Result<()> {
+    let stop = worker::stop_flag()?;
+    args.machine.ready()?;
+    let comparison = Comparison::new(args)?;
+    let (results, stopped) = comparison.run(args, &stop)?;
+    let out = comparison.out().display();
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&results)?);
+    } else {
+        println!("{}", render(&results, Style::Terminal));
+        println!("{out}/report.html  {out}/results.json");
+    }
+    if stopped {
+        eprintln!("stopped; finished runs are kept, and the same command with --out {out} continues");
+        return Ok(());
+    }
+    let failed = results.rows.iter().filter(|row| row.error.is_some()).count();
+    ensure!(failed == 0, "{failed} of {} runs failed; see the table", results.rows.len());
+    Ok(())
+}
+
+/// `moe report`.
+///
+/// # Errors
+/// No results there, results of another layout, or a directory that cannot be written.
+pub fn report(dir: &Path) -> Result<()> {
+    let path = dir.join("results.json");
+    let json = fs::read_to_string(&path)
+        .map_err(|e| Misuse::new(format!("{}: {e}; this is no comparison", path.display())))?;
+    let results: Results =
+        serde_json::from_str(&json).with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(
+        results.schema == crate::results::SCHEMA,
+        "{}: schema {}, expected {}", path.display(), results.schema, crate::results::SCHEMA
+    );
+    crate::compare::write(dir, &results)?;
+    println!("{}", render(&results, Style::Terminal));
+    println!("{}", dir.join("report.html").display());
+    Ok(())
+}
+
+/// `moe doctor`.
+///
+/// # Errors
+/// If libtorch does not compute what it should.
+pub fn doctor() -> Result<()> {
+    let found = environment(Device::Cpu);
+    println!("moe          {} (commit {})", found.version, found.commit);
+    println!("platform     {}", found.platform);
+    println!("processor    {} with {}", found.cpu, found.cpu_features.join(" "));
+    println!("threads      {}", hardware_threads());
+    let place = moe_torch_sys::libtorch_directory();
+    println!("libtorch     {} in {}", found.libtorch, place.map_or("?".into(), |p| p.display().to_string()));
+    println!("CUDA         {:?}, {} devices", moe_torch_sys::load_cuda(), tch::Cuda::device_count());
+    let one = Tensor::ones([64, 64], (Kind::Float, Device::Cpu));
+    let sum = one.matmul(&one).sum(Kind::Double).double_value(&[]);
+    ensure!(sum == 64.0 * 64.0 * 64.0, "libtorch multiplies wrongly: {sum}");
+    println!("verdict      fine");
+    Ok(())
+}

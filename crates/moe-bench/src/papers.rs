@@ -1,0 +1,91 @@
+//! The registry of routers as text: a list, an entry, and the page `docs/papers.md`.
+
+use moe_routers::{PAPERS, Paper, Settings};
+use std::fmt::Write;
+
+/// One line per router.
+pub fn list() -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    table.set_header(["name", "from", "presets", "idea"]);
+    for paper in PAPERS {
+        table.add_row([paper.id, paper.authors, &paper.presets.join(" "), paper.idea]);
+    }
+    table.trim_fmt()
+}
+
+/// Everything about one router, as Markdown.
+pub fn entry(paper: &Paper) -> String {
+    let mut text = format!("## `{}`: {}\n\n", paper.id, paper.title);
+    let arxiv = if paper.arxiv.is_empty() { String::new() } else { format!(", arXiv {}", paper.arxiv) };
+    // Writing to a string cannot fail, here and below.
+    let _ = writeln!(text, "{}{arxiv}. {}\n", paper.authors, paper.idea);
+    let _ = writeln!(text, "| equation | item |\n|---|---|");
+    for (equation, item) in paper.equations {
+        let _ = writeln!(text, "| {equation} | `{item}` |");
+    }
+    list_of(&mut text, "Where paper, released code and this code differ", paper.deviations);
+    list_of(&mut text, "Unverified", paper.unverified);
+    let _ = writeln!(text, "\nPresets, with every setting:\n");
+    for preset in paper.presets {
+        let _ = writeln!(text, "- `{preset}`: {}", settings(paper, preset));
+    }
+    text
+}
+
+fn list_of(text: &mut String, title: &str, items: &[&str]) {
+    if items.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "\n{title}:\n");
+    for item in items {
+        let _ = writeln!(text, "- {item}");
+    }
+}
+
+/// A preset's settings and whether it is causal.
+fn settings(paper: &Paper, preset: &str) -> String {
+    let given = Settings::from_iter([("preset".to_owned(), preset.into())]);
+    match (paper.config)(&given) {
+        Err(error) => error.to_string(),
+        Ok(config) => {
+            let pairs = config.settings().into_iter().map(|(key, value)| format!("{key} = {value}"));
+            let pairs: Vec<_> = pairs.collect();
+            let causal = if config.causal() { "causal" } else { "not causal" };
+            let all = if pairs.is_empty() { "nothing to set".into() } else { format!("`{}`", pairs.join(", ")) };
+            format!("{causal}; {all}")
+        }
+    }
+}
+
+/// The page `docs/papers.md`.
+pub fn page() -> String {
+    let mut page = String::from(
+        "# Routers\n\n\
+         Generated from the registry (`moe papers --markdown`); a test holds it to the code.\n\
+         In a recipe: `router = \"NAME\"`, `router = \"NAME:PRESET\"`, or a table with `name`, `preset` and any of the keys.\n",
+    );
+    for paper in PAPERS {
+        page.push('\n');
+        page.push_str(&entry(paper));
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_in_docs_is_this_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/papers.md");
+        let written = std::fs::read_to_string(path).unwrap_or_default();
+        assert_eq!(written, page(), "run `cargo run -p moe-bench -- papers --markdown > docs/papers.md`");
+    }
+
+    #[test]
+    fn every_router_is_listed() {
+        assert!(PAPERS.iter().all(|paper| list().contains(paper.id)));
+    }
+}

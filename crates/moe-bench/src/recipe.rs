@@ -1,0 +1,257 @@
+//! Recipes: everything that decides a run, as TOML.
+//!
+//! ```toml
+//! seed = 0
+//! router = "x-moe"                # or a table: { name = "x-moe", preset = "paper", top_k = 2 }
+//! capacity = { factor = 1.25 }    # optional; else the paper's own
+//!
+//! [data]
+//! source = "sotu"                 # a built-in name, a file, or a directory
+//! tokenizer = "byte"
+//!
+//! [model]
+//! width = 128
+//!
+//! [train]
+//! steps = 200
+//! ```
+//!
+//! A key that is left out has its default; a key that does not exist is an error that names it.
+
+use crate::error::Misuse;
+use moe_core::{CapacityPolicy, CapacityRule, DropOrder, Limit};
+use moe_data::TokenizerSpec;
+use moe_models::LmConfig;
+use moe_routers::{RouterConfig, Settings, router_config};
+use moe_train::TrainConfig;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::Path;
+
+/// Everything that decides a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recipe {
+    /// Seed of weights, data order and noise.
+    pub seed: u64,
+    /// The router.
+    pub router: RouterRecipe,
+    /// Room of the experts; absent leaves the router's own rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<CapacityRecipe>,
+    /// The data.
+    pub data: DataRecipe,
+    /// The model.
+    pub model: LmConfig,
+    /// The training.
+    pub train: TrainConfig,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            router: RouterRecipe::named("smoe"),
+            capacity: None,
+            data: DataRecipe::default(),
+            model: LmConfig::default(),
+            train: TrainConfig::default(),
+        }
+    }
+}
+
+/// Which text, cut into which tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataRecipe {
+    /// A built-in name, a text file, or a directory in WikiText layout.
+    pub source: String,
+    /// How text becomes tokens.
+    pub tokenizer: TokenizerSpec,
+}
+
+impl Default for DataRecipe {
+    fn default() -> Self {
+        Self { source: "sotu".into(), tokenizer: TokenizerSpec::Byte }
+    }
+}
+
+/// A router by name, with settings over one of its presets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "NameOrTable")]
+pub struct RouterRecipe {
+    /// Name of the router.
+    pub name: String,
+    /// `preset` and any of the router's own keys.
+    #[serde(flatten)]
+    pub settings: Settings,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a router's name, or a table with `name`")]
+enum NameOrTable {
+    Name(String),
+    Table {
+        name: String,
+        #[serde(flatten)]
+        settings: Settings,
+    },
+}
+
+impl From<NameOrTable> for RouterRecipe {
+    fn from(form: NameOrTable) -> Self {
+        match form {
+            NameOrTable::Name(name) => Self::named(&name),
+            NameOrTable::Table { name, settings } => Self { name, settings },
+        }
+    }
+}
+
+impl RouterRecipe {
+    /// `name`, or `name:preset`.
+    pub fn named(text: &str) -> Self {
+        let (name, preset) = text.split_once(':').unwrap_or((text, ""));
+        let mut settings = Settings::new();
+        if !preset.is_empty() {
+            settings.insert("preset".into(), preset.into());
+        }
+        Self { name: name.into(), settings }
+    }
+
+    /// The router's resolved settings.
+    ///
+    /// # Errors
+    /// An unknown router, preset or key, or a bad value, with its place in the recipe.
+    pub fn resolve(&self) -> Result<Box<dyn RouterConfig>, Misuse> {
+        router_config(&self.name, &self.settings).map_err(|e| Misuse::recipe("router", e))
+    }
+}
+
+/// Room of the experts in a recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CapacityRecipe {
+    /// Capacity factor; together with `rule` it gives the rows of an expert in a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factor: Option<f64>,
+    /// Rows of an expert in a group, whatever its size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<usize>,
+    /// How a factor becomes rows; `ceil(T k / E * factor)` unless given.
+    #[serde(default = "megatron")]
+    pub rule: CapacityRule,
+    /// Least capacity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<usize>,
+    /// Who goes without when an expert is full.
+    #[serde(default)]
+    pub order: DropOrder,
+}
+
+fn megatron() -> CapacityRule {
+    CapacityRule::Megatron
+}
+
+impl CapacityRecipe {
+    /// The policy.
+    ///
+    /// # Errors
+    /// Both or neither of `factor` and `rows`, or a value outside its range.
+    pub fn policy(&self) -> Result<CapacityPolicy, Misuse> {
+        let limit = match (self.factor, self.rows) {
+            (Some(factor), None) if factor.is_finite() && factor > 0.0 => {
+                Limit::Factor { factor, rule: self.rule, min: self.min }
+            }
+            (Some(factor), None) => {
+                return Err(Misuse::recipe("capacity.factor", format!("{factor} must be finite and above 0")));
+            }
+            (None, Some(0)) => return Err(Misuse::recipe("capacity.rows", "0 must be at least 1")),
+            (None, Some(rows)) => Limit::Fixed(rows),
+            _ => return Err(Misuse::recipe("capacity", "needs one of `factor` and `rows`")),
+        };
+        Ok(CapacityPolicy { limit, order: self.order })
+    }
+}
+
+impl Recipe {
+    /// Reads a recipe file and puts `key=value` settings in it.
+    ///
+    /// # Errors
+    /// A file that cannot be read, an unknown key, or a value outside its type or range.
+    pub fn read(path: &Path, sets: &[String]) -> Result<Self, Misuse> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Misuse::new(format!("{}: {e}", path.display())))?;
+        Self::parse(&text, sets).map_err(|e| Misuse::new(format!("{}: {e}", path.display())))
+    }
+
+    /// Parses the text of a recipe and puts `key=value` settings in it.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn parse(text: &str, sets: &[String]) -> Result<Self, Misuse> {
+        let mut table: toml::Table =
+            text.parse().map_err(|e: toml::de::Error| Misuse::new(e.to_string().trim_end().to_owned()))?;
+        for set in sets {
+            crate::overlay::set(&mut table, set)?;
+        }
+        let recipe: Self = serde_path_to_error::deserialize(table)
+            .map_err(|e| Misuse::recipe(&e.path().to_string(), message_of(e.inner())))?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// Refuses values that do not go together, before anything is allocated.
+    ///
+    /// # Errors
+    /// The key and what is wrong.
+    pub fn check(&self) -> Result<(), Misuse> {
+        self.model.check().map_err(|e| Misuse::recipe("model", e))?;
+        self.train.check().map_err(|(key, reason)| Misuse::recipe(&format!("train.{key}"), reason))?;
+        let (sequence, context) = (self.train.sequence as i64, self.model.context);
+        if sequence > context {
+            let reason = format!("{sequence} exceeds model.context = {context}");
+            return Err(Misuse::recipe("train.sequence", reason));
+        }
+        let router = self.router.resolve()?;
+        let experts = self.model.experts as usize;
+        router.check(experts).map_err(|e| Misuse::recipe("router", e))?;
+        self.capacity()?;
+        Ok(())
+    }
+
+    /// The capacity policy, if the recipe has one.
+    ///
+    /// # Errors
+    /// As [`CapacityRecipe::policy`].
+    pub fn capacity(&self) -> Result<Option<CapacityPolicy>, Misuse> {
+        self.capacity.as_ref().map(CapacityRecipe::policy).transpose()
+    }
+
+    /// The recipe with every setting of its router written out.
+    ///
+    /// # Errors
+    /// As [`RouterRecipe::resolve`].
+    pub fn resolved(&self) -> Result<Self, Misuse> {
+        let mut recipe = self.clone();
+        let mut settings = Settings::new();
+        if let Some(preset) = self.router.settings.get("preset") {
+            settings.insert("preset".into(), preset.clone());
+        }
+        for (key, value) in self.router.resolve()?.settings() {
+            // TOML has no null.
+            settings.insert(key, if value.is_null() { Value::from("none") } else { value });
+        }
+        recipe.router.settings = settings;
+        Ok(recipe)
+    }
+
+    /// As TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a recipe is plain data")
+    }
+}
+
+/// serde's message on one line.
+fn message_of(error: &toml::de::Error) -> String {
+    error.message().trim_end().replace('\n', " ")
+}

@@ -1,0 +1,145 @@
+//! `results.json`: what a comparison measured, for people and for other tools.
+//!
+//! Axis letters: `l` sparse layers, `e` experts.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Version of the layout of `results.json`; raised when a field changes its meaning.
+pub const SCHEMA: &str = "moe.results/1";
+
+/// Everything a comparison measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Results {
+    /// Always [`SCHEMA`].
+    pub schema: String,
+    /// Where it ran.
+    pub environment: Environment,
+    /// Name of the preset.
+    pub preset: String,
+    /// Terms that were equal for every router, and what was not, as sentences for the report.
+    pub terms: Terms,
+    /// One row per router and seed, in the order of the table.
+    pub rows: Vec<Row>,
+    /// One entry per router, in the order of the table.
+    pub summary: Vec<RouterSummary>,
+}
+
+/// Commit, machine and versions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Commit of the build, with `-dirty` if the tree had changes; `unknown` outside git.
+    pub commit: String,
+    /// Start of the run, RFC 3339, UTC.
+    pub started: String,
+    /// Operating system and architecture.
+    pub platform: String,
+    /// Processor model.
+    pub cpu: String,
+    /// Instruction sets that matter for speed, as found at run time.
+    pub cpu_features: Vec<String>,
+    /// Hardware threads.
+    pub hardware_threads: usize,
+    /// libtorch's version.
+    pub libtorch: String,
+    /// This workspace's version.
+    pub version: String,
+    /// Device of the runs: `cpu` or `cuda:0`.
+    pub device: String,
+}
+
+/// What was and what was not equal between routers.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Terms {
+    /// Name of the data set.
+    pub data: String,
+    /// Tokenisation.
+    pub tokenizer: String,
+    /// Training steps of each run.
+    pub steps: u64,
+    /// Tokens in one step.
+    pub tokens_per_step: u64,
+    /// Cross-entropy of the validation text under the unigram model of the training text, nats per token.
+    pub unigram_loss: f64,
+    /// Facts equal for all routers.
+    pub equal: Vec<String>,
+    /// Facts that differ, each naming the router.
+    pub unequal: Vec<String>,
+}
+
+/// One run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Router's name.
+    pub router: String,
+    /// Seed of weights, data order and noise.
+    pub seed: u64,
+    /// What came out; absent if the run failed.
+    pub metrics: Option<Metrics>,
+    /// Why the run failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Measures of one run. Names follow what dashboards of other MoE systems use.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Cross-entropy on the validation text, nats per token.
+    pub valid_loss: f64,
+    /// `exp(valid_loss)`.
+    pub valid_perplexity: f64,
+    /// Bits per byte of the validation text; absent where the tokeniser loses text.
+    pub bits_per_byte: Option<f64>,
+    /// Largest over mean expert load, mean over layers; 1 is perfect balance.
+    pub load_imbalance: f64,
+    /// Experts that received no validation token, over all layers.
+    pub dead_experts: u64,
+    /// The same as a share of all experts.
+    pub dead_expert_proportion: f64,
+    /// Share of validation tokens that no expert kept, mean over layers.
+    pub fraction_tokens_left_behind: f64,
+    /// Mean entropy of a token's gate distribution over `ln E`, mean over layers; 0 is certain.
+    pub gate_entropy: f64,
+    /// Training tokens per second.
+    pub tokens_per_second: f64,
+    /// Share of the forward pass spent deciding routes and building plans.
+    pub routing_share: f64,
+    /// Largest resident set of the process, bytes.
+    pub peak_memory_bytes: u64,
+    /// Parameters that a token uses.
+    pub params_active: u64,
+    /// All parameters.
+    pub params_total: u64,
+    /// Wall time of training, seconds.
+    pub train_seconds: f64,
+    /// Training loss per logged step: `(step, nats per token)`.
+    pub train_curve: Vec<(u64, f64)>,
+    /// Validation loss per evaluation: `(step, nats per token)`.
+    pub valid_curve: Vec<(u64, f64)>,
+    /// Share of rows per expert at each evaluation: `(step, share_le)`; rows of `share_le` sum to 1.
+    pub expert_usage: Vec<(u64, Vec<Vec<f64>>)>,
+}
+
+/// Mean and sample standard deviation over seeds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Mean.
+    pub mean: f64,
+    /// Sample standard deviation; absent for a single seed.
+    pub sd: Option<f64>,
+}
+
+/// One router over its seeds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RouterSummary {
+    /// Router's name.
+    pub router: String,
+    /// Finished runs.
+    pub runs: usize,
+    /// Failed runs.
+    pub failed: usize,
+    /// Scalar fields of [`Metrics`] by name.
+    pub metrics: BTreeMap<String, Spread>,
+    /// `better`, `worse`, `no difference`, or `no verdict` (too few seeds), against the reference router.
+    pub verdict: String,
+}

@@ -1,0 +1,53 @@
+//! What was and what was not equal between the routers of a comparison.
+
+use crate::cells::Cell;
+use crate::recipe::Recipe;
+use crate::results::Terms;
+use anyhow::Result;
+use moe_data::{Corpus, Split, TokenStream};
+
+/// The terms of a comparison of `cells`, all made from `base`.
+///
+/// # Errors
+/// Data that cannot be read.
+pub fn terms(base: &Recipe, cells: &[Cell]) -> Result<Terms> {
+    let data = TokenStream::new(&Corpus::open(&base.data.source)?, &base.data.tokenizer)?;
+    let (train, model) = (&base.train, &base.model);
+    Ok(Terms {
+        data: data.corpus().into(),
+        tokenizer: data.tokenizer().name().into(),
+        steps: train.steps,
+        tokens_per_step: (train.batch * train.sequence) as u64,
+        unigram_loss: data.unigram_nll(Split::Valid),
+        equal: vec![
+            "data, and the batch of every step: a function of (seed, step)".into(),
+            "initial weights of every tensor that has the same name and shape".into(),
+            format!("{} steps of {} tokens, optimiser, schedule", train.steps, train.batch * train.sequence),
+            format!("{} experts, of which a token uses a hidden width of {} on average", model.experts, model.active_hidden),
+        ],
+        unequal: cells.iter().filter(|c| c.recipe.seed == cells[0].recipe.seed).flat_map(unequal).collect(),
+    })
+}
+
+/// What sets a router apart, as sentences that begin with its name.
+fn unequal(cell: &Cell) -> Vec<String> {
+    let Ok(router) = cell.recipe.router.resolve() else { return Vec::new() };
+    let (name, model) = (&cell.router, &cell.recipe.model);
+    let asked = model.experts as usize;
+    let (bank, active) = (router.bank(asked), router.active_experts(asked));
+    let mut facts = Vec::new();
+    if bank != asked {
+        facts.push(format!("{name}: {bank} expert of width {}, no choice", model.active_hidden));
+    } else if active != 2.0 {
+        let hidden = model.expert_hidden(router.as_ref());
+        facts.push(format!(
+            "{name}: {active} of {asked} experts of width {hidden} per token, so that more parameters exist than with two narrower ones"
+        ));
+    }
+    if !router.causal() {
+        facts.push(format!(
+            "{name}: not causal; a token's route depends on later tokens of its group, so its loss is not comparable with the others'"
+        ));
+    }
+    facts
+}

@@ -1,0 +1,317 @@
+//! Balance losses, every one unweighted: the coefficient is the recipe's.
+//!
+//! Axis letters: `t` tokens, `e` experts, `k` choices.
+//!
+//! Statistics are of the population, over the tokens given: leave padded tokens out first. What is
+//! constant for the gradient is said at each function; the references' central differences respect
+//! it by holding counts and noise fixed.
+
+use crate::score::{log_sum_exp, normal_cdf};
+use crate::select::top_k;
+use ndarray::{Array1, ArrayView1, ArrayView2, Axis, Zip};
+use serde::{Deserialize, Serialize};
+
+/// Squared coefficient of variation, `(std / mean)^2`, of the population; NaN for a mean of zero.
+///
+/// Shazeer et al. 2017 (arXiv 1701.06538), equation (7).
+///
+/// # Panics
+///
+/// If `x` is empty.
+pub fn cv_squared(x: ArrayView1<'_, f64>) -> f64 {
+    cv_squared_guarded(x, 0.0)
+}
+
+/// `variance / (mean^2 + epsilon)`: the form of released code, which survives a mean of zero
+/// (tensor2tensor, `epsilon` 1e-10).
+///
+/// # Panics
+///
+/// If `x` is empty.
+pub fn cv_squared_guarded(x: ArrayView1<'_, f64>, epsilon: f64) -> f64 {
+    let mean = x.mean().expect("cv_squared of a vector of shape [0]");
+    let variance = x.fold(0.0, |sum, v| sum + (v - mean).powi(2)) / x.len() as f64;
+    variance / (mean * mean + epsilon)
+}
+
+/// Importance loss: how uneven the gates are, summed over the tokens. `p_te` are the softmax gates
+/// without noise; the gradient flows through them.
+///
+/// Riquelme et al. 2021 (V-MoE, arXiv 2106.05974), appendix on auxiliary losses, after Shazeer et
+/// al. 2017, equations (6) and (7).
+///
+/// # Panics
+///
+/// If there are no experts.
+pub fn importance(p_te: ArrayView2<'_, f64>) -> f64 {
+    cv_squared(p_te.sum_axis(Axis(0)).view())
+}
+
+/// Load loss: how uneven [`expected_load`] is. Riquelme et al. 2021, appendix on auxiliary losses.
+///
+/// # Panics
+///
+/// As [`expected_load`].
+pub fn load(
+    clean_te: ArrayView2<'_, f64>,
+    noisy_te: ArrayView2<'_, f64>,
+    std: f64,
+    k: usize,
+) -> f64 {
+    cv_squared(expected_load(clean_te, noisy_te, std, k).view())
+}
+
+/// How many tokens each expert would receive if the noise of one logit at a time were drawn again,
+/// `[e]`.
+///
+/// `sum_t 1 - Phi((eta_t - clean_te) / std)`, where the threshold `eta_t` is the `k`-th largest
+/// noisy logit of the token. Riquelme et al. 2021, appendix on auxiliary losses; `std` is that of
+/// the noise, `1 / e` in the paper.
+///
+/// The gradient flows through `clean_te` twice: directly, and through the threshold to the expert
+/// that sets it. The noise, `noisy_te - clean_te`, is a constant.
+///
+/// # Panics
+///
+/// If the shapes differ, `k` is 0, or there are fewer than `k` experts.
+pub fn expected_load(
+    clean_te: ArrayView2<'_, f64>,
+    noisy_te: ArrayView2<'_, f64>,
+    std: f64,
+    k: usize,
+) -> Array1<f64> {
+    let (clean, noisy) = (clean_te.shape(), noisy_te.shape());
+    assert_eq!(clean, noisy, "load of clean_te {clean:?} and noisy_te {noisy:?}");
+    assert!((1..=clean[1]).contains(&k), "load for top_k {k} of noisy_te {noisy:?}");
+    let mut load_e = Array1::zeros(clean[1]);
+    for (clean_e, noisy_e) in clean_te.outer_iter().zip(noisy_te.outer_iter()) {
+        let threshold = noisy_e[top_k(noisy_e.iter().copied(), k)[k - 1]];
+        Zip::from(&mut load_e)
+            .and(clean_e)
+            .for_each(|load, &clean| *load += normal_cdf((clean - threshold) / std));
+    }
+    load_e
+}
+
+/// How the code bases scale the terms of the balance loss, `E sum_e f_e P_e`.
+///
+/// They differ by constant factors, so a coefficient means nothing without the form. In recipes the
+/// names are in kebab case; snake case is understood too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuxForm {
+    /// `f = count / T`, `P` = mean; at least `k` (flaxformer, Hugging Face transformers; with
+    /// `k` = 1 Switch, GShard and Mesh TensorFlow).
+    #[default]
+    #[serde(alias = "sum_k")]
+    SumK,
+    /// `f = count / (T k)`, `P` = mean; at least 1 (Megatron-LM).
+    #[serde(alias = "div_k")]
+    DivK,
+    /// `f = count / (T k)`, `P = mean / k`; at least `1 / k` (fastmoe, CompeteSMoE).
+    Fastmoe,
+}
+
+/// The terms of a balance loss, and the loss.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadBalance {
+    /// `f_e`: how much each expert was chosen, `[e]`. Constant for the gradient.
+    pub fraction_e: Array1<f64>,
+    /// `P_e`: how probable each expert was, `[e]`. The gradient flows through it.
+    pub mean_prob_e: Array1<f64>,
+    /// `E sum_e f_e P_e`.
+    pub loss: f64,
+}
+
+impl LoadBalance {
+    /// The loss of the choices `expert_tk`, before any drop, under the distributions `prob_te`.
+    ///
+    /// # Panics
+    ///
+    /// If the arrays differ in tokens, have none, or an expert is out of range.
+    pub fn of(
+        prob_te: ArrayView2<'_, f64>,
+        expert_tk: ArrayView2<'_, usize>,
+        form: AuxForm,
+    ) -> Self {
+        let (prob, chosen) = (prob_te.shape(), expert_tk.shape());
+        assert_eq!(prob[0], chosen[0], "balance of prob_te {prob:?} and expert_tk {chosen:?}");
+        assert!(prob[0] > 0, "balance of no tokens: prob_te {prob:?}");
+        let (tokens, k) = (chosen[0] as f64, chosen[1] as f64);
+        let (choices, scale) = match form {
+            AuxForm::SumK => (tokens, 1.0),
+            AuxForm::DivK => (tokens * k, 1.0),
+            AuxForm::Fastmoe => (tokens * k, k),
+        };
+        let fraction_e = count(expert_tk, prob) / choices;
+        let mean_prob_e = prob_te.sum_axis(Axis(0)) / (tokens * scale);
+        let loss = prob[1] as f64 * fraction_e.dot(&mean_prob_e);
+        Self { fraction_e, mean_prob_e, loss }
+    }
+}
+
+/// How often each expert was chosen, `[e]`.
+fn count(expert_tk: ArrayView2<'_, usize>, prob: &[usize]) -> Array1<f64> {
+    let mut count_e = Array1::zeros(prob[1]);
+    for &expert in expert_tk {
+        assert!(expert < prob[1], "balance of expert {expert} under prob_te {prob:?}");
+        count_e[expert] += 1.0;
+    }
+    count_e
+}
+
+/// Balance loss `E sum_e f_e P_e` of the choices `expert_tk`, before any drop, under the
+/// distributions `prob_te`.
+///
+/// Fedus et al. 2021 (Switch, arXiv 2101.03961), equations (4) to (6), for `k` = 1; Lepikhin et al.
+/// 2020 (GShard, arXiv 2006.16668) counts first choices, so give it those alone.
+///
+/// # Panics
+///
+/// As [`LoadBalance::of`].
+pub fn load_balance(
+    prob_te: ArrayView2<'_, f64>,
+    expert_tk: ArrayView2<'_, usize>,
+    form: AuxForm,
+) -> f64 {
+    LoadBalance::of(prob_te, expert_tk, form).loss
+}
+
+/// Router z-loss: mean squared log-partition, `mean_t (ln sum_e exp l_te)^2`; 0 without tokens.
+///
+/// Zoph et al. 2022 (ST-MoE, arXiv 2202.08906), equation (5).
+pub fn z_loss(logits_te: ArrayView2<'_, f64>) -> f64 {
+    let lse_t = log_sum_exp(logits_te);
+    lse_t.dot(&lse_t) / lse_t.len().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::{Array2, array};
+
+    #[track_caller]
+    fn assert_near(got: f64, want: f64) {
+        assert!((got - want).abs() < 1e-12, "{got} is not {want}");
+    }
+
+    #[test]
+    fn cv_squared_by_hand() {
+        // mean 2, deviations -1, 1, 1, -1: variance 1, 1 / 4
+        let x = array![1.0, 3.0, 3.0, 1.0];
+        assert_eq!(cv_squared(x.view()), 0.25);
+        assert_eq!(cv_squared_guarded(x.view(), 1.0), 0.2);
+        assert_eq!(cv_squared(array![5.0].view()), 0.0);
+        assert!(cv_squared(array![0.0, 0.0].view()).is_nan());
+        assert_eq!(cv_squared_guarded(array![0.0, 0.0].view(), 1e-10), 0.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "shape [0]")]
+    fn cv_squared_of_nothing_panics() {
+        cv_squared(Array1::zeros(0).view());
+    }
+
+    #[test]
+    fn importance_by_hand() {
+        // Columns sum to 1.5 and 0.5: mean 1, variance 0.25.
+        assert_eq!(importance(array![[1.0, 0.0], [0.5, 0.5]].view()), 0.25);
+        // All tokens at one of e experts: e - 1, the largest value.
+        assert_near(importance(array![[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]].view()), 3.0);
+    }
+
+    #[test]
+    fn expected_load_by_hand() {
+        let clean_te = array![[1.0, 0.0, -1.0], [0.0, 2.0, 1.0]];
+        let noisy_te = array![[0.5, 1.0, -1.0], [0.0, 2.0, 1.0]];
+        // Thresholds for k = 2: 0.5 and 1. With std 0.5, sum of Phi(2 (clean - threshold)):
+        // token 0: Phi(1), Phi(-1), Phi(-3); token 1: Phi(-2), Phi(2), Phi(0)
+        let load_e = expected_load(clean_te.view(), noisy_te.view(), 0.5, 2);
+        let phi = normal_cdf;
+        let want_e = [phi(1.0) + phi(-2.0), phi(-1.0) + phi(2.0), phi(-3.0) + 0.5];
+        load_e.iter().zip(want_e).for_each(|(got, want)| assert_near(*got, want));
+        let loss = load(clean_te.view(), noisy_te.view(), 0.5, 2);
+        assert_near(loss, cv_squared(load_e.view()));
+        // k = 1: thresholds 1 and 2.
+        let load_e = expected_load(clean_te.view(), noisy_te.view(), 0.5, 1);
+        let want_e = [0.5 + phi(-4.0), phi(-2.0) + 0.5, phi(-4.0) + phi(-2.0)];
+        load_e.iter().zip(want_e).for_each(|(got, want)| assert_near(*got, want));
+    }
+
+    #[test]
+    #[should_panic(expected = "clean_te [1, 2] and noisy_te [2, 1]")]
+    fn expected_load_names_both_shapes() {
+        load(Array2::zeros((1, 2)).view(), Array2::zeros((2, 1)).view(), 1.0, 1);
+    }
+
+    #[test]
+    fn expected_load_needs_one_to_e_choices() {
+        for k in [0, 3] {
+            let logits_te = Array2::zeros((1, 2));
+            let call = || expected_load(logits_te.view(), logits_te.view(), 1.0, k);
+            assert!(std::panic::catch_unwind(call).is_err(), "top_k {k}");
+        }
+    }
+
+    #[test]
+    fn load_balance_by_hand() {
+        let prob_te = array![[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]];
+        let expert_tk = array![[0, 1], [1, 0]];
+        // Counts 2, 2, 0; mean probabilities 0.375, 0.375, 0.25; 3 (2 * 0.375 + 2 * 0.375) = 4.5,
+        // over T = 2, over T k = 4, and over T k and again k.
+        let loss = |form| load_balance(prob_te.view(), expert_tk.view(), form);
+        assert_eq!(loss(AuxForm::SumK), 2.25);
+        assert_eq!(loss(AuxForm::DivK), 1.125);
+        assert_eq!(loss(AuxForm::Fastmoe), 0.5625);
+        let terms = LoadBalance::of(prob_te.view(), expert_tk.view(), AuxForm::Fastmoe);
+        assert_eq!(terms.fraction_e, array![0.5, 0.5, 0.0]);
+        assert_eq!(terms.mean_prob_e, array![0.1875, 0.1875, 0.125]);
+    }
+
+    #[test]
+    fn a_balanced_layer_reaches_the_least_loss() {
+        let prob_te = Array2::from_elem((6, 3), 1.0 / 3.0);
+        let expert_tk = Array2::from_shape_fn((6, 2), |(t, rank)| (t + rank) % 3);
+        for (form, least) in [(AuxForm::SumK, 2.0), (AuxForm::DivK, 1.0), (AuxForm::Fastmoe, 0.5)] {
+            assert_near(load_balance(prob_te.view(), expert_tk.view(), form), least);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "prob_te [2, 2] and expert_tk [1, 1]")]
+    fn load_balance_names_both_shapes() {
+        load_balance(Array2::ones((2, 2)).view(), array![[0]].view(), AuxForm::SumK);
+    }
+
+    #[test]
+    #[should_panic(expected = "no tokens: prob_te [0, 2]")]
+    fn load_balance_needs_tokens() {
+        load_balance(Array2::ones((0, 2)).view(), Array2::zeros((0, 1)).view(), AuxForm::SumK);
+    }
+
+    #[test]
+    #[should_panic(expected = "expert 2 under prob_te [1, 2]")]
+    fn load_balance_names_the_expert() {
+        load_balance(Array2::ones((1, 2)).view(), array![[2]].view(), AuxForm::SumK);
+    }
+
+    #[test]
+    fn z_loss_by_hand() {
+        // Log-partitions ln 2 and 3 + ln 2.
+        let ln2 = 2f64.ln();
+        let z = z_loss(array![[0.0, 0.0], [3.0, 3.0]].view());
+        assert_near(z, (ln2.powi(2) + (3.0 + ln2).powi(2)) / 2.0);
+        assert_eq!(z_loss(Array2::zeros((0, 3)).view()), 0.0);
+    }
+
+    #[test]
+    fn forms_read_both_spellings() {
+        for name in ["\"sum-k\"", "\"sum_k\""] {
+            assert_eq!(serde_json::from_str::<AuxForm>(name).unwrap(), AuxForm::SumK);
+        }
+        for name in ["\"div-k\"", "\"div_k\""] {
+            assert_eq!(serde_json::from_str::<AuxForm>(name).unwrap(), AuxForm::DivK);
+        }
+        assert_eq!(serde_json::to_string(&AuxForm::Fastmoe).unwrap(), "\"fastmoe\"");
+    }
+}

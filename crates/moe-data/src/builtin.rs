@@ -1,0 +1,33 @@
+//! The data compiled into the crate. `assets/README.md` states sources, versions and licences.
+
+use crate::corpus::Text;
+use crate::error::DataError;
+use crate::read::gunzip;
+use crate::split::{BySplit, Split};
+
+/// The names that [`Corpus::open`](crate::Corpus::open) knows without a file.
+///
+/// `sotu`: the US State of the Union addresses 1790-2021, split by address (195 train, 19 valid,
+/// 19 test; 8.9, 0.86 and 0.98 MB; 1,489,436, 145,338 and 161,604 words).
+pub const BUILTIN_CORPORA: &[&str] = &["sotu"];
+
+/// GPT-2's token-to-id table, JSON in gzip.
+pub(crate) const GPT2_VOCAB_GZ: &[u8] = include_bytes!("../assets/gpt2-encoder.json.gz");
+/// GPT-2's merges, one a line in order of rank, in gzip.
+pub(crate) const GPT2_MERGES_GZ: &[u8] = include_bytes!("../assets/gpt2-vocab.bpe.gz");
+
+/// The texts of a built-in corpus; `None` if the name is not in [`BUILTIN_CORPORA`].
+pub(crate) fn read(name: &str) -> Option<Result<BySplit<Text>, DataError>> {
+    (name == "sotu").then(|| BySplit::try_from_fn(read_sotu))
+}
+
+fn read_sotu(split: Split) -> Result<Text, DataError> {
+    let compressed: &[u8] = match split {
+        Split::Train => include_bytes!("../assets/sotu.train.txt.gz"),
+        Split::Valid => include_bytes!("../assets/sotu.valid.txt.gz"),
+        Split::Test => include_bytes!("../assets/sotu.test.txt.gz"),
+    };
+    let place = format!("the built-in sotu.{split}.txt.gz");
+    let bytes = gunzip(compressed, &place)?;
+    Text::new(place, bytes)
+}

@@ -1,0 +1,178 @@
+//! A bank of expert networks with stacked weights.
+//!
+//! ```text
+//! two matrices:  E_e(x) = a(x W1_e^T + b1_e) W2_e^T + b2_e               a = ReLU, GELU
+//! gated:         E_e(x) = (a(x G_e^T) * (x W1_e^T + b1_e)) W2_e^T + b2_e a = SiLU, GELU
+//! ```
+//!
+//! Axis letters: `n` rows sorted by expert, `d` width, `h` hidden width, `e` experts.
+
+use moe_routers::Params;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+/// Nonlinearity of an expert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activation {
+    /// `max(0, x)`, two matrices.
+    Relu,
+    /// GELU with the error function, two matrices.
+    Gelu,
+    /// SiLU gate, three matrices (Shazeer 2020, arXiv 2002.05202).
+    Swiglu,
+    /// GELU gate, three matrices (same paper; GLaM's dense layers).
+    Geglu,
+}
+
+impl Activation {
+    /// Whether a third matrix gates the hidden layer.
+    pub fn gated(self) -> bool {
+        matches!(self, Self::Swiglu | Self::Geglu)
+    }
+
+    fn apply(self, x: &Tensor) -> Tensor {
+        match self {
+            Self::Relu => x.relu(),
+            Self::Gelu | Self::Geglu => x.gelu("none"),
+            Self::Swiglu => x.silu(),
+        }
+    }
+}
+
+/// How the expert matrices are multiplied. All give the same numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpertExec {
+    /// One matmul per expert. Reads the loads back to the host: free on a CPU, a stall on a GPU.
+    Loop,
+    /// libtorch's grouped matmul, without a host round trip; `f32` and `bf16`.
+    Grouped,
+}
+
+/// Sizes and kind of a bank.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertShape {
+    /// Number of experts.
+    pub experts: i64,
+    /// Model width.
+    pub width: i64,
+    /// Hidden width of one expert.
+    pub hidden: i64,
+    /// Nonlinearity.
+    pub activation: Activation,
+    /// Whether the two outer maps have biases.
+    pub bias: bool,
+    /// Factor on the initial output weights; `1 / sqrt(2 layers)` keeps a deep stream's variance.
+    pub output_scale: f64,
+}
+
+/// `E` feed-forward networks.
+#[derive(Debug)]
+pub struct Experts {
+    w1_ehd: Tensor,
+    gate_ehd: Option<Tensor>,
+    w2_edh: Tensor,
+    b1_eh: Option<Tensor>,
+    b2_ed: Option<Tensor>,
+    activation: Activation,
+    exec: ExpertExec,
+}
+
+/// One expert's weights, views into the bank.
+struct One {
+    w1_hd: Tensor,
+    gate_hd: Option<Tensor>,
+    w2_dh: Tensor,
+    b1_h: Option<Tensor>,
+    b2_d: Option<Tensor>,
+}
+
+impl Experts {
+    /// Fresh experts under `params`.
+    pub fn new(params: &Params<'_>, shape: ExpertShape, exec: ExpertExec) -> Self {
+        let ExpertShape { experts: e, width: d, hidden: h, activation, bias, output_scale } = shape;
+        let std = |fan_in: i64| (1.0 / fan_in as f64).sqrt();
+        Self {
+            w1_ehd: params.matrix("w1", &[e, h, d], std(d)),
+            gate_ehd: activation.gated().then(|| params.matrix("gate", &[e, h, d], std(d))),
+            w2_edh: params.matrix("w2", &[e, d, h], std(h) * output_scale),
+            b1_eh: bias.then(|| params.constant("b1", &[e, h], 0.0)),
+            b2_ed: bias.then(|| params.constant("b2", &[e, d], 0.0)),
+            activation,
+            exec,
+        }
+    }
+
+    /// Number of experts.
+    pub fn count(&self) -> i64 {
+        self.w1_ehd.size()[0]
+    }
+
+    /// Values in one expert's parameters.
+    pub fn params_per_expert(&self) -> usize {
+        let optional = [&self.gate_ehd, &self.b1_eh, &self.b2_ed].into_iter().flatten();
+        let all = [&self.w1_ehd, &self.w2_edh].into_iter().chain(optional);
+        all.map(Tensor::numel).sum::<usize>() / self.count() as usize
+    }
+
+    /// Runs every expert on its rows. `x_nd` is sorted by expert, `load_e` says how many rows each
+    /// has. `[n, d] -> [n, d]`.
+    pub fn forward(&self, x_nd: &Tensor, load_e: &Tensor) -> Tensor {
+        match self.exec {
+            ExpertExec::Loop if self.count() == 1 => self.one_by_one()[0].forward(x_nd, self.activation),
+            ExpertExec::Loop => self.forward_loop(x_nd, load_e),
+            ExpertExec::Grouped => self.forward_grouped(x_nd, load_e),
+        }
+    }
+
+    fn forward_loop(&self, x_nd: &Tensor, load_e: &Tensor) -> Tensor {
+        let rows_e = x_nd.split_with_sizes(moe_routers::convert::to_host_i64(load_e), 0);
+        let busy = rows_e.iter().zip(self.one_by_one()).filter(|(x, _)| x.size()[0] > 0);
+        let y_e: Vec<Tensor> = busy.map(|(x, one)| one.forward(x, self.activation)).collect();
+        if y_e.is_empty() { x_nd.zeros_like() } else { Tensor::cat(&y_e, 0) }
+    }
+
+    /// Views of each expert's weights. `unbind` rather than indexing: its backward stacks the
+    /// gradients once, where every index would add a full-size zero tensor.
+    fn one_by_one(&self) -> Vec<One> {
+        let each = |stacked: &Option<Tensor>| match stacked {
+            Some(stacked) => stacked.unbind(0).into_iter().map(Some).collect(),
+            None => (0..self.count()).map(|_| None).collect::<Vec<_>>(),
+        };
+        let outer = self.w1_ehd.unbind(0).into_iter().zip(self.w2_edh.unbind(0));
+        let inner = each(&self.gate_ehd).into_iter().zip(each(&self.b1_eh)).zip(each(&self.b2_ed));
+        outer
+            .zip(inner)
+            .map(|((w1_hd, w2_dh), ((gate_hd, b1_h), b2_d))| One { w1_hd, gate_hd, w2_dh, b1_h, b2_d })
+            .collect()
+    }
+
+    fn forward_grouped(&self, x_nd: &Tensor, load_e: &Tensor) -> Tensor {
+        let end_e = load_e.cumsum(0, Kind::Int64).to_kind(Kind::Int);
+        let grouped = |x: &Tensor, w: &Tensor| {
+            x.internal_grouped_mm(&w.transpose(1, 2), Some(&end_e), None, None)
+        };
+        let expert_n = Tensor::repeat_interleave(load_e, None);
+        let biased = |y: Tensor, b: &Option<Tensor>| match b {
+            Some(b) => y + b.index_select(0, &expert_n),
+            None => y,
+        };
+        let up_nh = biased(grouped(x_nd, &self.w1_ehd), &self.b1_eh);
+        let h_nh = match &self.gate_ehd {
+            Some(gate) => self.activation.apply(&grouped(x_nd, gate)) * up_nh,
+            None => self.activation.apply(&up_nh),
+        };
+        biased(grouped(&h_nh, &self.w2_edh), &self.b2_ed)
+    }
+}
+
+impl One {
+    fn forward(&self, x_nd: &Tensor, activation: Activation) -> Tensor {
+        let up_nh = x_nd.linear(&self.w1_hd, self.b1_h.as_ref());
+        let h_nh = match &self.gate_hd {
+            Some(gate_hd) => activation.apply(&x_nd.linear(gate_hd, None::<&Tensor>)) * up_nh,
+            None => activation.apply(&up_nh),
+        };
+        h_nh.linear(&self.w2_dh, self.b2_d.as_ref())
+    }
+}

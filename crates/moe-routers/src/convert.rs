@@ -1,0 +1,40 @@
+//! The one place where host arrays become tensors and back.
+
+use ndarray::{Array1, Array2, ArrayView2};
+use tch::{Device, Kind, Tensor};
+
+/// Copies a matrix to the host in `f64`.
+///
+/// # Panics
+/// If `t` is not a matrix.
+pub fn to_host(t: &Tensor) -> Array2<f64> {
+    let (rows, columns) = t.size2().expect("a matrix");
+    Array2::from_shape_vec((rows as usize, columns as usize), host_values(t))
+        .expect("as many values as the shape says")
+}
+
+/// Copies a vector to the host in `f64`.
+pub fn to_host1(t: &Tensor) -> Array1<f64> {
+    Array1::from_vec(host_values(t))
+}
+
+/// All values, row-major, in `f64`.
+fn host_values(t: &Tensor) -> Vec<f64> {
+    let flat = t.detach().to_device(Device::Cpu).to_kind(Kind::Double).contiguous().view([-1]);
+    Vec::try_from(flat).expect("a flat tensor of doubles")
+}
+
+/// Whole numbers on the host.
+pub fn to_host_i64(t: &Tensor) -> Vec<i64> {
+    let flat = t.to_device(Device::Cpu).to_kind(Kind::Int64).contiguous().view([-1]);
+    Vec::try_from(flat).expect("a flat tensor of integers")
+}
+
+/// Copies a host matrix to a tensor of the kind and device of `like`.
+pub fn to_tensor(a: ArrayView2<'_, f64>, like: &Tensor) -> Tensor {
+    let values: Vec<f64> = a.iter().copied().collect();
+    Tensor::from_slice(&values)
+        .view([a.nrows() as i64, a.ncols() as i64])
+        .to_kind(like.kind())
+        .to_device(like.device())
+}

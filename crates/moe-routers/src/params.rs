@@ -1,0 +1,172 @@
+//! Parameters by name, with initial values that are a function of (seed, name, shape).
+//!
+//! Because the value of `layers.3.attn.qkv` depends on nothing but its own name and shape, two models
+//! that differ only in their routers start from the same weights wherever the shapes agree.
+
+use crate::noise::stable_hash;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+use std::cell::RefCell;
+use tch::{Device, Kind, Tensor};
+
+/// Initial values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// The same value everywhere.
+    Const(f64),
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f64),
+}
+
+/// What happens to a tensor during training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Learned, and pulled to zero by weight decay.
+    Decayed,
+    /// Learned, without weight decay: biases, norms, scalars.
+    Undecayed,
+    /// Not learned, but part of the model's state: tables, codebooks, selection biases.
+    Buffer,
+}
+
+/// One named tensor.
+#[derive(Debug)]
+pub struct Param {
+    /// Dotted name, unique in its store.
+    pub name: String,
+    /// The value; shared with the module that uses it.
+    pub tensor: Tensor,
+    /// What happens to it.
+    pub role: Role,
+}
+
+/// All parameters of a model, in the order of their creation.
+#[derive(Debug)]
+pub struct ParamStore {
+    seed: u64,
+    device: Device,
+    kind: Kind,
+    entries: RefCell<Vec<Param>>,
+}
+
+impl ParamStore {
+    /// An empty store; `seed` decides all initial values.
+    pub fn new(seed: u64, device: Device, kind: Kind) -> Self {
+        Self { seed, device, kind, entries: RefCell::default() }
+    }
+
+    /// Where a model's modules register their parameters.
+    pub fn root(&self) -> Params<'_> {
+        Params { store: self, prefix: String::new() }
+    }
+
+    /// Every entry, in the order of creation.
+    pub fn entries(&self) -> std::cell::Ref<'_, Vec<Param>> {
+        self.entries.borrow()
+    }
+
+    /// Number of values in learned tensors.
+    pub fn trainable_count(&self) -> usize {
+        let entries = self.entries();
+        entries.iter().filter(|p| p.role != Role::Buffer).map(|p| p.tensor.numel()).sum()
+    }
+
+    /// Forgets every gradient.
+    pub fn zero_grad(&self) {
+        for param in self.entries.borrow_mut().iter_mut() {
+            param.tensor.zero_grad();
+        }
+    }
+
+    fn value(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
+        let options = (self.kind, self.device);
+        match init {
+            Init::Const(value) => Tensor::full(shape, value, options),
+            Init::Normal(std) => {
+                let mut key = [0; 32];
+                key[..8].copy_from_slice(&self.seed.to_le_bytes());
+                key[8..16].copy_from_slice(&stable_hash(name).to_le_bytes());
+                let count = shape.iter().product::<i64>() as usize;
+                let values: Vec<f64> = StandardNormal
+                    .sample_iter(ChaCha8Rng::from_seed(key))
+                    .take(count)
+                    .map(|z: f64| z * std)
+                    .collect();
+                Tensor::from_slice(&values).view(shape).to_kind(self.kind).to_device(self.device)
+            }
+        }
+    }
+}
+
+/// A place in a [`ParamStore`] under a dotted prefix.
+#[derive(Debug, Clone)]
+pub struct Params<'a> {
+    store: &'a ParamStore,
+    prefix: String,
+}
+
+impl<'a> Params<'a> {
+    /// The place `name` below this one.
+    pub fn child(&self, name: impl std::fmt::Display) -> Params<'a> {
+        Params { store: self.store, prefix: self.full_name(&name.to_string()) }
+    }
+
+    /// Registers a new tensor.
+    ///
+    /// # Panics
+    /// If the name is taken: two modules would share a checkpoint entry.
+    pub fn add(&self, name: &str, shape: &[i64], init: Init, role: Role) -> Tensor {
+        let name = self.full_name(name);
+        let value = self.store.value(&name, shape, init);
+        let tensor = value.set_requires_grad(role != Role::Buffer);
+        let mut entries = self.store.entries.borrow_mut();
+        assert!(entries.iter().all(|p| p.name != name), "parameter {name} registered twice");
+        entries.push(Param { name, tensor: tensor.shallow_clone(), role });
+        tensor
+    }
+
+    /// A learned matrix, normal with standard deviation `std`.
+    pub fn matrix(&self, name: &str, shape: &[i64], std: f64) -> Tensor {
+        self.add(name, shape, Init::Normal(std), Role::Decayed)
+    }
+
+    /// A learned vector or scalar without weight decay, constant at first.
+    pub fn constant(&self, name: &str, shape: &[i64], value: f64) -> Tensor {
+        self.add(name, shape, Init::Const(value), Role::Undecayed)
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.into() } else { format!("{}.{name}", self.prefix) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matrix(seed: u64, name: &str) -> Tensor {
+        let store = ParamStore::new(seed, Device::Cpu, Kind::Float);
+        store.root().child("a").matrix(name, &[3, 4], 0.02)
+    }
+
+    #[test]
+    fn values_depend_on_seed_and_name_only() {
+        assert_eq!(matrix(1, "w"), matrix(1, "w"));
+        assert_ne!(matrix(1, "w"), matrix(2, "w"));
+        assert_ne!(matrix(1, "w"), matrix(1, "v"));
+    }
+
+    #[test]
+    fn names_roles_and_counts() {
+        let store = ParamStore::new(0, Device::Cpu, Kind::Float);
+        let root = store.root();
+        root.child("layer").child(0).matrix("w", &[2, 3], 1.0);
+        root.constant("b", &[3], 0.0);
+        let table = root.add("table", &[5], Init::Const(1.0), Role::Buffer);
+        let names: Vec<_> = store.entries().iter().map(|p| p.name.clone()).collect();
+        assert_eq!(names, ["layer.0.w", "b", "table"]);
+        assert_eq!(store.trainable_count(), 9);
+        assert!(!table.requires_grad());
+    }
+}

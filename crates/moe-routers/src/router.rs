@@ -1,0 +1,153 @@
+//! What a router is, what it is given, what it returns, and what a paper's entry says of it.
+
+use crate::config::{ConfigError, RouterConfig, Settings};
+use crate::noise::{Noise, Site};
+use crate::plan::TensorPlan;
+use moe_core::{CapacityError, CapacityPolicy, DropOrder, Reference, RouteError};
+use std::fmt::Debug;
+use tch::Tensor;
+
+/// A published method, described once. The command line, the recipes, `docs/papers.md` and the
+/// [`suite`](crate::suite) read it.
+#[derive(Debug)]
+pub struct Paper {
+    /// Name in recipes and on the command line.
+    pub id: &'static str,
+    /// Title of the paper.
+    pub title: &'static str,
+    /// First author and year.
+    pub authors: &'static str,
+    /// arXiv number; empty for controls.
+    pub arxiv: &'static str,
+    /// What it does, in a sentence or two.
+    pub idea: &'static str,
+    /// Equation or section of the paper -> item of its file.
+    pub equations: &'static [(&'static str, &'static str)],
+    /// Where paper, released code and this code differ, and which preset is which.
+    pub deviations: &'static [&'static str],
+    /// Statements that could not be checked against the paper or its code.
+    pub unverified: &'static [&'static str],
+    /// Names of its presets, the default first.
+    pub presets: &'static [&'static str],
+    /// Presets that a comparison of all routers enters.
+    pub compared: &'static [&'static str],
+    /// A control of the comparison rather than a method of its own.
+    pub control: bool,
+    /// Reads its settings.
+    pub config: fn(&Settings) -> Result<Box<dyn RouterConfig>, ConfigError>,
+}
+
+/// Sizes that every router is built from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dims {
+    /// Model width `d`.
+    pub width: i64,
+    /// Number of experts `e`.
+    pub experts: i64,
+}
+
+/// Training or evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Noise on, losses on.
+    Train {
+        /// Optimiser steps taken so far.
+        step: u64,
+    },
+    /// Noise off.
+    Eval,
+}
+
+/// Everything that a routing decision may depend on besides the tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct RouteCx<'a> {
+    /// Training or evaluation.
+    pub phase: Phase,
+    /// Index of the sparse layer, so that layers draw apart.
+    pub layer: usize,
+    /// Source of every random draw.
+    pub noise: &'a dyn Noise,
+    /// The recipe's capacity policy; `None` leaves the paper's own.
+    pub capacity: Option<&'a CapacityPolicy>,
+}
+
+impl<'a> RouteCx<'a> {
+    /// The context of layer 0 under the paper's own capacity.
+    pub fn new(phase: Phase, noise: &'a dyn Noise) -> Self {
+        Self { phase, layer: 0, noise, capacity: None }
+    }
+
+    /// Whether this is a training step.
+    pub fn training(&self) -> bool {
+        self.phase != Phase::Eval
+    }
+
+    /// Standard normal values like `like`, named `name`.
+    pub fn normal(&self, name: &'static str, like: &Tensor) -> Tensor {
+        self.noise.normal(Site { layer: self.layer, name }, like)
+    }
+
+    /// Uniform values on `[0, 1)` like `like`, named `name`.
+    pub fn uniform(&self, name: &'static str, like: &Tensor) -> Tensor {
+        self.noise.uniform(Site { layer: self.layer, name }, like)
+    }
+}
+
+/// A named auxiliary loss and its weight in the objective.
+#[derive(Debug)]
+pub struct Aux {
+    /// Name, as it appears in logs.
+    pub name: &'static str,
+    /// Weight from the configuration.
+    pub weight: f64,
+    /// The unweighted loss, a scalar with its graph; the mean over groups.
+    pub value: Tensor,
+}
+
+/// What a router decided.
+#[derive(Debug)]
+pub struct Routing {
+    /// Who computes what, with which weight.
+    pub plan: TensorPlan,
+    /// Scores before noise and before selection, `[g, t, e]`.
+    pub logits_gte: Tensor,
+    /// How the token's attention is spread over the experts before selection, `[g, t, e]`; rows sum
+    /// to one. For logs, without a graph.
+    pub gate_gte: Tensor,
+    /// The paper's losses.
+    pub aux: Vec<Aux>,
+}
+
+/// One routing rule, as published.
+///
+/// A rule is written twice: here, in tensor operations that train, and as a [`Reference`] in plain
+/// host arithmetic. The [`suite`](crate::suite) holds the first to the second.
+pub trait Router: Debug + Send {
+    /// Assigns every token of `x_gtd` (`[g, t, d]`); groups never see each other.
+    ///
+    /// # Errors
+    /// If the settings leave no room for this number of tokens ([`RouteError`]).
+    fn route(&self, x_gtd: &Tensor, cx: &RouteCx<'_>) -> Result<Routing, RouteError>;
+
+    /// The same rule for one group in host arithmetic, holding a copy of the present parameters.
+    fn reference(&self) -> Box<dyn Reference>;
+}
+
+/// The three axes of `x`, which the caller's name says it has.
+pub(crate) fn axes3(x: &Tensor) -> (i64, i64, i64) {
+    x.size3().expect("three axes")
+}
+
+/// Room per expert and group, and the order in which it is handed out: the policy `chosen` by the
+/// recipe, else the paper's `own`, else unlimited. `size` is (tokens, experts, choices per token).
+///
+/// # Errors
+/// If the policy leaves less than one place.
+pub(crate) fn room(
+    chosen: Option<&CapacityPolicy>,
+    own: Option<&CapacityPolicy>,
+    (tokens, experts, top_k): (usize, usize, usize),
+) -> Result<(Option<usize>, DropOrder), CapacityError> {
+    let policy = chosen.or(own).copied().unwrap_or_default();
+    Ok((policy.slots(tokens, experts, top_k)?, policy.order))
+}

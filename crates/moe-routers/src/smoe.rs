@@ -1,0 +1,253 @@
+//! Softmax top-k routing, in both orders of softmax and selection.
+//!
+//! The common sparse layer of language models: Mixtral (arXiv 2401.04088), OLMoE (2409.02060),
+//! Qwen-MoE, and the "SMoE" baseline of the small-model papers (CompeteSMoE family).
+//!
+//! ```text
+//! l = W x
+//! softmax_topk:  r = softmax(l),  T = top-k of r,  g_e = r_e for e in T            (1)
+//!                normalize:       g_e = r_e / sum over T of r                      (2)
+//! topk_softmax:  T = top-k of l,  g = softmax of l over T                          (3)
+//! y = scale * sum over T of g_e f_e(x)                                             (4)
+//! L_bal = E sum_e f_e P_e,  P from softmax(l)                                      (5)
+//! L_z   = mean_t (log sum_e exp l_te)^2                                            (6)
+//! ```
+//!
+//! (2) and (3) are the same numbers.
+
+use crate::config::{
+    ConfigError, Preset, RouterConfig, Settings, check_positive, check_top_k, check_weight,
+    resolve, to_settings,
+};
+use crate::convert::to_host;
+use crate::losses;
+use crate::params::Params;
+use crate::plan::ChoicesGtk;
+use crate::router::{Aux, Dims, Paper, RouteCx, Router, Routing, axes3, room};
+use moe_core::{
+    AuxForm, Choices, HostInput, HostRouting, Plan, Reference, RouteError, SparsePlan, balance,
+    score,
+};
+use ndarray::{Array2, Axis};
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+/// What it is.
+pub const PAPER: Paper = Paper {
+    id: "smoe",
+    title: "Softmax top-k routing",
+    authors: "common practice; Mixtral, OLMoE, Qwen-MoE, CompeteSMoE family",
+    arxiv: "2401.04088",
+    idea: "A linear score per expert; each token visits its k best and weighs them by a softmax, taken before or after the choice.",
+    equations: &[
+        ("(1)-(4)", "Smoe::choose"),
+        ("(5)", "losses::load_balance"),
+        ("(6)", "losses::z_loss"),
+    ],
+    deviations: &[
+        "presets `plain` and `smoe` differ in the order of softmax and selection; `normalize` makes them equal",
+        "the balance loss keeps the scale of its `balance` form; coefficients are comparable only within one form",
+    ],
+    unverified: &["OLMoE's loss weights (0.01 and z-loss 0.001)", "which balance form the presets' authors logged"],
+    presets: Config::PRESETS,
+    compared: &["smoe", "plain"],
+    control: false,
+    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+};
+
+/// Which comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Softmax over all experts, then the k largest (1).
+    SoftmaxTopk,
+    /// The k largest logits, then softmax over them (3).
+    TopkSoftmax,
+}
+
+/// Settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Experts per token.
+    pub top_k: usize,
+    /// Order of softmax and selection.
+    pub order: Order,
+    /// Whether the k weights are divided by their sum (2).
+    pub normalize: bool,
+    /// Factor on every gate (4).
+    pub scale: f64,
+    /// Form of the balance loss.
+    pub balance: AuxForm,
+    /// Weight of the balance loss.
+    pub balance_weight: f64,
+    /// Weight of the z-loss.
+    pub z_weight: f64,
+}
+
+impl Preset for Config {
+    const PRESETS: &'static [&'static str] =
+        &["smoe", "plain", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"];
+
+    fn preset(name: &str) -> Self {
+        let (top_k, order, normalize) = match name {
+            "plain" => (2, Order::SoftmaxTopk, false),
+            "mixtral" => (2, Order::SoftmaxTopk, true),
+            "olmoe" => (8, Order::SoftmaxTopk, false),
+            "qwen2_moe" => (4, Order::SoftmaxTopk, false),
+            "qwen3_moe" => (8, Order::SoftmaxTopk, true),
+            _ => (2, Order::TopkSoftmax, false),
+        };
+        let z_weight = if name == "olmoe" { 1e-3 } else { 0.0 };
+        let (balance, balance_weight) = (AuxForm::SumK, 0.01);
+        Self { top_k, order, normalize, scale: 1.0, balance, balance_weight, z_weight }
+    }
+}
+
+impl RouterConfig for Config {
+    fn settings(&self) -> Settings {
+        to_settings(self)
+    }
+
+    fn check(&self, experts: usize) -> Result<(), ConfigError> {
+        check_top_k(self.top_k, experts)?;
+        check_positive("scale", self.scale)?;
+        check_weight("balance_weight", self.balance_weight)?;
+        check_weight("z_weight", self.z_weight)
+    }
+
+    fn active_experts(&self, _: usize) -> f64 {
+        self.top_k as f64
+    }
+
+    fn causal(&self) -> bool {
+        true
+    }
+
+    fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {
+        let gate_ed = params.matrix("gate", &[dims.experts, dims.width], 0.02);
+        Box::new(Smoe { gate_ed, config: self.clone() })
+    }
+}
+
+/// The trainable router.
+#[derive(Debug)]
+struct Smoe {
+    gate_ed: Tensor,
+    config: Config,
+}
+
+impl Smoe {
+    /// (1)-(4) without the sum: experts and gates of every token.
+    fn choose(&self, logits_gte: &Tensor, prob_gte: &Tensor) -> ChoicesGtk {
+        let k = self.config.top_k as i64;
+        let choices = match self.config.order {
+            Order::SoftmaxTopk => ChoicesGtk::top_k(prob_gte, k),
+            Order::TopkSoftmax => {
+                let choices = ChoicesGtk::top_k(logits_gte, k);
+                let gate_gtk = choices.gate_gtk.softmax(-1, logits_gte.kind());
+                choices.with_gates(gate_gtk)
+            }
+        };
+        let sum_gt1 = choices.gate_gtk.sum_dim_intlist(-1, true, None);
+        let divisor_gt1 = if self.config.normalize { sum_gt1 } else { sum_gt1.ones_like() };
+        let gate_gtk = &choices.gate_gtk / divisor_gt1 * self.config.scale;
+        choices.with_gates(gate_gtk)
+    }
+}
+
+impl Router for Smoe {
+    fn route(&self, x_gtd: &Tensor, cx: &RouteCx<'_>) -> Result<Routing, RouteError> {
+        let logits_gte = x_gtd.linear(&self.gate_ed, None::<&Tensor>);
+        let (_, t, e) = axes3(&logits_gte);
+        let prob_gte = logits_gte.softmax(-1, logits_gte.kind());
+        let choices = self.choose(&logits_gte, &prob_gte);
+        let Config { balance, balance_weight, z_weight, top_k, .. } = self.config;
+        let value = losses::load_balance(&prob_gte, &choices.expert_gtk, balance);
+        let mut aux = vec![Aux { name: "balance", weight: balance_weight, value }];
+        if z_weight > 0.0 {
+            aux.push(Aux { name: "z", weight: z_weight, value: losses::z_loss(&logits_gte) });
+        }
+        let (slots, order) = room(cx.capacity, None, (t as usize, e as usize, top_k))?;
+        Ok(Routing {
+            plan: choices.into_plan(e, slots, order),
+            logits_gte,
+            gate_gte: prob_gte.detach(),
+            aux,
+        })
+    }
+
+    fn reference(&self) -> Box<dyn Reference> {
+        Box::new(Host { gate_ed: to_host(&self.gate_ed), config: self.config.clone() })
+    }
+}
+
+struct Host {
+    gate_ed: Array2<f64>,
+    config: Config,
+}
+
+impl Host {
+    fn choose(&self, logits_te: &Array2<f64>, prob_te: &Array2<f64>) -> Choices {
+        let k = self.config.top_k;
+        let choices = match self.config.order {
+            Order::SoftmaxTopk => Choices::top_k(prob_te.view(), k),
+            Order::TopkSoftmax => {
+                let choices = Choices::top_k(logits_te.view(), k);
+                let gate_tk = score::softmax(choices.gate_tk.view());
+                choices.with_gates(gate_tk)
+            }
+        };
+        let mut gate_tk = choices.gate_tk.clone();
+        if self.config.normalize {
+            gate_tk /= &gate_tk.sum_axis(Axis(1)).insert_axis(Axis(1));
+        }
+        choices.with_gates(gate_tk * self.config.scale)
+    }
+}
+
+impl Reference for Host {
+    fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
+        let logits_te = input.x_td.dot(&self.gate_ed.t());
+        let (t, e) = logits_te.dim();
+        let prob_te = score::softmax(logits_te.view());
+        let choices = self.choose(&logits_te, &prob_te);
+        let form = self.config.balance;
+        let balance = balance::load_balance(prob_te.view(), choices.expert_tk.view(), form);
+        let mut aux = vec![("balance", balance)];
+        if self.config.z_weight > 0.0 {
+            aux.push(("z", balance::z_loss(logits_te.view())));
+        }
+        let (slots, order) = room(input.capacity, None, (t, e, self.config.top_k))?;
+        let plan = SparsePlan::from_choices(&choices, e, slots, order)?;
+        Ok(HostRouting { plan: Plan::Sparse(plan), logits_te, gate_te: prob_te, aux })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::array;
+
+    /// `x = 1` and `W = (ln 1, ln 2, ln 3)^T`, so that `softmax = (1/6, 2/6, 3/6)`.
+    /// The two best are experts 2 and 1. `plain` weighs them 3/6 and 2/6; `smoe` and `mixtral`
+    /// 3/5 and 2/5. Balance of one token, k = 2: f = (0, 1, 1), P = (1, 2, 3)/6, so
+    /// `3 (2/6 + 3/6) = 2.5`. z-loss: `(ln 6)^2`.
+    #[test]
+    fn by_hand() {
+        let gate_ed = array![[0.0], [2f64.ln()], [3f64.ln()]];
+        let x_td = array![[1.0]];
+        for (preset, want) in [("plain", [2. / 6., 3. / 6.]), ("smoe", [0.4, 0.6]), ("mixtral", [0.4, 0.6])]
+        {
+            let config = Config { z_weight: 1.0, ..Config::preset(preset) };
+            let host = Host { gate_ed: gate_ed.clone(), config };
+            let routing = host.route(&HostInput::new(x_td.view())).unwrap();
+            let Plan::Sparse(plan) = &routing.plan else { panic!("sparse") };
+            let combine_te = plan.combine_te();
+            assert!((combine_te[[0, 1]] - want[0]).abs() < 1e-12, "{preset}: {combine_te}");
+            assert!((combine_te[[0, 2]] - want[1]).abs() < 1e-12, "{preset}: {combine_te}");
+            assert!((routing.aux[0].1 - 2.5).abs() < 1e-12);
+            assert!((routing.aux[1].1 - 6f64.ln().powi(2)).abs() < 1e-12);
+        }
+    }
+}

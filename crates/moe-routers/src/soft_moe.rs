@@ -1,0 +1,213 @@
+//! Soft MoE: slots read mixtures of tokens, tokens read mixtures of slots.
+//!
+//! *From Sparse to Soft Mixtures of Experts*, Puigcerver, Riquelme, Mustafa, Houlsby, 2023,
+//! arXiv 2308.00951.
+//!
+//! ```text
+//! L = norm(X) (scale norm(Phi))          norm: v / sqrt(sum v^2 + 1e-6) over d       (sec. 2.3)
+//! D = softmax over tokens of L           how a slot reads the tokens                 (1)
+//! C = softmax over slots of L            how a token reads the slots                 (2)
+//! Y = C f(D^T X)                         with the unnormalised X                     (3)
+//! p = round(T cf / E)                    slots of an expert
+//! ```
+
+use crate::config::{
+    ConfigError, Preset, RouterConfig, Settings, check_positive, resolve, to_settings,
+};
+use crate::convert::to_host;
+use crate::params::Params;
+use crate::plan::{SoftSlots, TensorPlan};
+use crate::router::{Dims, Paper, RouteCx, Router, Routing, axes3};
+use moe_core::{HostInput, HostRouting, Plan, Reference, RouteError, SoftPlan, score};
+use ndarray::{Array2, ArrayView2, Axis};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+/// What it is.
+pub const PAPER: Paper = Paper {
+    id: "soft-moe",
+    title: "From Sparse to Soft Mixtures of Experts",
+    authors: "Puigcerver et al. 2023",
+    arxiv: "2308.00951",
+    idea: "Nothing is dropped and nothing chosen: every expert slot reads a weighted mean of all tokens, every token a weighted mean of all slots.",
+    equations: &[
+        ("sec. 2.3", "SoftMoe::logits"),
+        ("(1)-(2)", "SoftMoe::route"),
+        ("(3)", "TensorPlan::combine"),
+    ],
+    deviations: &[
+        "not causal: every token reads every other of its group; for encoders only, so no language-model comparison enters it",
+        "the number of slots per expert is fixed by the settings, not by the number of tokens, so that parameters do not depend on the batch",
+    ],
+    unverified: &[],
+    presets: Config::PRESETS,
+    compared: &[],
+    control: false,
+    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+};
+
+/// Floor inside the norm; the released code's.
+const EPS: f64 = 1e-6;
+
+/// Settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Slots of one expert, `p`.
+    pub slots_per_expert: usize,
+    /// Whether tokens and slot parameters are normalised (section 2.3).
+    pub normalize: bool,
+    /// Initial value of the learned scale.
+    pub scale: f64,
+}
+
+impl Preset for Config {
+    const PRESETS: &'static [&'static str] = &["paper"];
+
+    fn preset(_: &str) -> Self {
+        Self { slots_per_expert: 1, normalize: true, scale: 1.0 }
+    }
+}
+
+impl RouterConfig for Config {
+    fn settings(&self) -> Settings {
+        to_settings(self)
+    }
+
+    fn check(&self, _: usize) -> Result<(), ConfigError> {
+        check_positive("slots_per_expert", self.slots_per_expert as f64)?;
+        check_positive("scale", self.scale)
+    }
+
+    /// One slot per expert costs as much as one token; spread over tokens this is far below one
+    /// expert a token, but the width of an expert is not tied to it.
+    fn active_experts(&self, _: usize) -> f64 {
+        1.0
+    }
+
+    fn causal(&self) -> bool {
+        false
+    }
+
+    fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {
+        let slots = dims.experts * self.slots_per_expert as i64;
+        // LeCun normal, as in the released code.
+        let std = (1.0 / dims.width as f64).sqrt();
+        Box::new(SoftMoe {
+            phi_ds: params.matrix("phi", &[dims.width, slots], std),
+            scale: params.constant("scale", &[1], self.scale),
+            config: self.clone(),
+        })
+    }
+}
+
+/// The trainable router.
+#[derive(Debug)]
+struct SoftMoe {
+    phi_ds: Tensor,
+    scale: Tensor,
+    config: Config,
+}
+
+impl SoftMoe {
+    fn logits(&self, x_gtd: &Tensor) -> Tensor {
+        if !self.config.normalize {
+            return x_gtd.matmul(&(&self.phi_ds * &self.scale));
+        }
+        unit(x_gtd, -1).matmul(&(unit(&self.phi_ds, 0) * &self.scale))
+    }
+}
+
+/// `v / sqrt(sum v^2 + eps)` along `axis`.
+fn unit(v: &Tensor, axis: i64) -> Tensor {
+    v / (v.square().sum_dim_intlist(axis, true, None) + EPS).sqrt()
+}
+
+impl Router for SoftMoe {
+    fn route(&self, x_gtd: &Tensor, _: &RouteCx<'_>) -> Result<Routing, RouteError> {
+        let logits_gts = self.logits(x_gtd);
+        let (g, t, s) = axes3(&logits_gts);
+        let kind = logits_gts.kind();
+        let combine_gts = logits_gts.softmax(2, kind);
+        let p = self.config.slots_per_expert as i64;
+        let per_expert = |x_gts: &Tensor| {
+            x_gts.view([g, t, s / p, p]).sum_dim_intlist(-1, false, None::<Kind>)
+        };
+        Ok(Routing {
+            gate_gte: per_expert(&combine_gts.detach()),
+            logits_gte: per_expert(&logits_gts) / p as f64,
+            plan: TensorPlan::Soft(SoftSlots {
+                dispatch_gts: logits_gts.softmax(1, kind),
+                combine_gts,
+                slots_per_expert: p,
+            }),
+            aux: Vec::new(),
+        })
+    }
+
+    fn reference(&self) -> Box<dyn Reference> {
+        Box::new(Host {
+            phi_ds: to_host(&self.phi_ds),
+            scale: self.scale.double_value(&[0]),
+            config: self.config.clone(),
+        })
+    }
+}
+
+struct Host {
+    phi_ds: Array2<f64>,
+    scale: f64,
+    config: Config,
+}
+
+/// Rows divided by `sqrt(sum v^2 + eps)`.
+fn unit_rows(v: ArrayView2<'_, f64>) -> Array2<f64> {
+    let norm = v.mapv(|v| v * v).sum_axis(Axis(1)).mapv(|sum| (sum + EPS).sqrt());
+    &v / &norm.insert_axis(Axis(1))
+}
+
+/// Sums the `p` columns that belong to one expert.
+fn per_expert(x_ts: &Array2<f64>, p: usize) -> Array2<f64> {
+    Array2::from_shape_fn((x_ts.nrows(), x_ts.ncols() / p), |(t, e)| {
+        (0..p).map(|slot| x_ts[[t, e * p + slot]]).sum()
+    })
+}
+
+impl Reference for Host {
+    fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
+        let logits_ts = if self.config.normalize {
+            unit_rows(input.x_td).dot(&unit_rows(self.phi_ds.t()).t()) * self.scale
+        } else {
+            input.x_td.dot(&self.phi_ds) * self.scale
+        };
+        let dispatch_ts = score::softmax(logits_ts.t()).reversed_axes(); // (1)
+        let combine_ts = score::softmax(logits_ts.view()); // (2)
+        let p = self.config.slots_per_expert;
+        Ok(HostRouting {
+            gate_te: per_expert(&combine_ts, p),
+            logits_te: per_expert(&logits_ts, p) / p as f64,
+            plan: Plan::Soft(SoftPlan { dispatch_ts, combine_ts, slots_per_expert: p }),
+            aux: Vec::new(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::array;
+
+    /// Two tokens `x = (0, ln 3)`, one expert, one slot, `phi = 1`, unnormalised. The slot reads
+    /// them with weights (1/4, 3/4); the only slot returns to both tokens with weight 1. With the
+    /// identity as expert both tokens become `3/4 ln 3`.
+    #[test]
+    fn by_hand() {
+        let config = Config { normalize: false, ..Config::preset("paper") };
+        let host = Host { phi_ds: array![[1.0]], scale: 1.0, config };
+        let x_td = array![[0.0], [3f64.ln()]];
+        let routing = host.route(&HostInput::new(x_td.view())).unwrap();
+        let y_td = routing.plan.apply(x_td.view(), |_, rows| rows.to_owned());
+        let want = 0.75 * 3f64.ln();
+        assert!(y_td.iter().all(|y| (y - want).abs() < 1e-12), "{y_td}");
+    }
+}

@@ -1,0 +1,338 @@
+//! Every router, one contract: the same values as its reference, gradients equal to central
+//! differences of the reference, every parameter reached by a gradient, groups that do not see each
+//! other, causality exactly as claimed, finite results at the edges.
+//!
+//! A new router gets all of this by being registered; [`check`] also takes a [`Paper`] of your own.
+//!
+//! Axis letters: `g` groups, `t` tokens, `d` width, `e` experts.
+
+use crate::config::{ConfigError, RouterConfig, Settings};
+use crate::convert::to_host;
+use crate::noise::{Noise, SeededNoise, Site};
+use crate::params::ParamStore;
+use crate::router::{Dims, Paper, Phase, RouteCx, Router, Routing};
+use crate::tolerance::{relative_error, tolerance};
+use moe_core::{HostInput, HostRouting, RouteError};
+use ndarray::{Array2, ArrayView2};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+const GROUPS: i64 = 2;
+const TOKENS: i64 = 12;
+const DIMS: Dims = Dims { width: 6, experts: 4 };
+/// Central differences in doubles: truncation ~1e-10, rounding ~1e-9.
+const STEP: f64 = 1e-5;
+
+/// What the suite found for one preset of one paper.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// Paper and preset, `paper:preset`.
+    pub name: String,
+    /// Worst relative error of outputs, logits, gates and losses against the reference.
+    pub value_error: f64,
+    /// Worst relative error of a gradient against a central difference of the reference.
+    pub gradient_error: f64,
+    /// Gradients compared.
+    pub gradients: usize,
+    /// Whether no future token was seen to change an earlier one's output.
+    pub causal: bool,
+    /// Everything that broke the contract; empty if it holds.
+    pub violations: Vec<String>,
+}
+
+/// Why a paper could not be checked at all.
+#[derive(Debug, thiserror::Error)]
+pub enum SuiteError {
+    /// Its settings.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Its router or reference.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+}
+
+/// Holds `preset` of `paper` to the contract.
+///
+/// # Errors
+/// If the preset does not exist, or the router or its reference refuses the suite's input.
+pub fn check(paper: &Paper, preset: &str) -> Result<Report, SuiteError> {
+    let case = Case::new(paper, preset)?;
+    let mut violations = Vec::new();
+    let value_error = [Phase::Train { step: 0 }, Phase::Eval]
+        .into_iter()
+        .map(|phase| case.value_error(phase, &mut violations))
+        .try_fold(0f64, |worst, error| error.map(|error| worst.max(error)))?;
+    let (gradient_error, gradients) = case.gradient_error(&mut violations)?;
+    let causal = case.seems_causal()?;
+    let limits = tolerance(Kind::Double);
+    let mut claim = |holds: bool, what: String| {
+        if !holds {
+            violations.push(what);
+        }
+    };
+    claim(value_error <= limits.value, format!("values differ by {value_error:.1e}"));
+    claim(gradient_error <= limits.gradient, format!("gradients differ by {gradient_error:.1e}"));
+    claim(causal == case.config.causal(), format!("causal is {causal}, which is not its claim"));
+    claim(case.groups_are_apart()?, "one group changed another".into());
+    violations.extend(case.edge_violations()?);
+    let name = format!("{}:{preset}", paper.id);
+    Ok(Report { name, value_error, gradient_error, gradients, causal, violations })
+}
+
+/// A router at its smallest, in doubles, with logits spread wide enough that no finite difference
+/// crosses a tie.
+struct Case {
+    store: ParamStore,
+    config: Box<dyn RouterConfig>,
+    router: Box<dyn Router>,
+    x_gtd: Tensor,
+    noise: Recorded,
+}
+
+/// Remembers every draw, so that the reference gets the same ones.
+#[derive(Debug)]
+struct Recorded {
+    source: SeededNoise,
+    seen: RefCell<BTreeMap<&'static str, Tensor>>,
+}
+
+impl Recorded {
+    fn keep(&self, site: Site, draw: Tensor) -> Tensor {
+        self.seen.borrow_mut().insert(site.name, draw.shallow_clone());
+        draw
+    }
+
+    /// The draws of group `g` as the reference takes them.
+    fn of_group(&self, g: i64) -> Vec<(&'static str, Array2<f64>)> {
+        self.seen.borrow().iter().map(|(name, draw)| (*name, to_host(&draw.get(g)))).collect()
+    }
+}
+
+impl Noise for Recorded {
+    fn normal(&self, site: Site, like: &Tensor) -> Tensor {
+        self.keep(site, self.source.normal(site, like))
+    }
+
+    fn uniform(&self, site: Site, like: &Tensor) -> Tensor {
+        self.keep(site, self.source.uniform(site, like))
+    }
+}
+
+/// Normal values for the suite's inputs and parameters.
+fn normal(name: &'static str, shape: &[i64]) -> Tensor {
+    let like = Tensor::zeros(shape, (Kind::Double, Device::Cpu));
+    SeededNoise::train(7, 0).normal(Site { layer: 0, name }, &like)
+}
+
+/// Stand-ins for experts: nonlinear, and different from each other.
+fn expert(e: usize, rows: &Tensor) -> Tensor {
+    rows.sin() * (e as f64 + 1.0)
+}
+
+fn host_expert(e: usize, rows: ArrayView2<'_, f64>) -> Array2<f64> {
+    rows.mapv(|v| v.sin() * (e as f64 + 1.0))
+}
+
+impl Case {
+    fn new(paper: &Paper, preset: &str) -> Result<Self, SuiteError> {
+        let mut settings = Settings::new();
+        settings.insert("preset".into(), preset.into());
+        let mut config = (paper.config)(&settings)?;
+        if config.check(DIMS.experts as usize).is_err() {
+            // Presets of large models choose more experts than the suite has.
+            settings.insert("top_k".into(), DIMS.experts.into());
+            config = (paper.config)(&settings)?;
+            config.check(DIMS.experts as usize)?;
+        }
+        let store = ParamStore::new(7, Device::Cpu, Kind::Double);
+        let router = config.build(&store.root(), DIMS);
+        for param in store.entries().iter().filter(|p| p.tensor.dim() == 2) {
+            let spread = normal("parameters", &param.tensor.size()) * 0.6;
+            tch::no_grad(|| param.tensor.shallow_clone().copy_(&spread));
+        }
+        // Off centre, so that loads are uneven and capacities bind.
+        let x_gtd = normal("tokens", &[GROUPS, TOKENS, DIMS.width]) * 1.2 + 0.7;
+        let noise = Recorded { source: SeededNoise::train(7, 0), seen: RefCell::default() };
+        Ok(Self { store, config, router, x_gtd: x_gtd.set_requires_grad(true), noise })
+    }
+
+    fn route(&self, x_gtd: &Tensor, phase: Phase) -> Result<Routing, RouteError> {
+        self.router.route(x_gtd, &RouteCx::new(phase, &self.noise))
+    }
+
+    /// Outputs with the stand-in experts, `[g, t, d]`, at evaluation.
+    fn outputs(&self, x_gtd: &Tensor) -> Result<Tensor, RouteError> {
+        Ok(self.route(x_gtd, Phase::Eval)?.plan.apply(x_gtd, expert))
+    }
+
+    fn reference_routes(&self, phase: Phase) -> Result<Vec<HostRouting>, RouteError> {
+        let reference = self.router.reference();
+        let route = |g| {
+            let (x_td, draws) = (to_host(&self.x_gtd.get(g)), self.noise.of_group(g));
+            let input = HostInput::new(x_td.view()).train(phase != Phase::Eval).draws(&draws);
+            reference.route(&input)
+        };
+        (0..GROUPS).map(route).collect()
+    }
+
+    /// Worst error of everything that routing gives back.
+    fn value_error(
+        &self,
+        phase: Phase,
+        violations: &mut Vec<String>,
+    ) -> Result<f64, SuiteError> {
+        let routing = self.route(&self.x_gtd, phase)?;
+        if let Err(error) = routing.plan.to_host() {
+            violations.push(format!("broken plan: {error}"));
+        }
+        let y_gtd = routing.plan.apply(&self.x_gtd, expert);
+        let wanted = self.reference_routes(phase)?;
+        let mut worst = aux_error(&routing, &wanted, violations);
+        for (g, want) in wanted.iter().enumerate() {
+            let x_td = to_host(&self.x_gtd.get(g as i64));
+            let y_td = want.plan.apply(x_td.view(), host_expert);
+            let pairs =
+                [(&y_gtd, &y_td), (&routing.logits_gte, &want.logits_te), (&routing.gate_gte, &want.gate_te)];
+            for (got, want) in pairs {
+                worst = worst.max(matrix_error(&to_host(&got.get(g as i64)), want));
+            }
+        }
+        Ok(worst)
+    }
+
+    /// Outputs squared and summed, plus all losses: one number that everything bears on.
+    fn objective(&self) -> Result<Tensor, RouteError> {
+        let Routing { plan, aux, .. } = self.route(&self.x_gtd, Phase::Train { step: 0 })?;
+        let y_gtd = plan.apply(&self.x_gtd, expert);
+        Ok(aux.iter().fold(y_gtd.square().sum(Kind::Double), |sum, a| sum + &a.value))
+    }
+
+    fn reference_objective(&self) -> Result<f64, RouteError> {
+        let routes = self.reference_routes(Phase::Train { step: 0 })?;
+        let groups = routes.iter().enumerate().map(|(g, routing)| {
+            let x_td = to_host(&self.x_gtd.get(g as i64));
+            let y_td = routing.plan.apply(x_td.view(), host_expert);
+            let aux: f64 = routing.aux.iter().map(|(_, value)| value).sum();
+            y_td.iter().map(|y| y * y).sum::<f64>() + aux / GROUPS as f64
+        });
+        Ok(groups.sum())
+    }
+
+    /// Worst error of all gradients, and how many there are.
+    fn gradient_error(&self, violations: &mut Vec<String>) -> Result<(f64, usize), SuiteError> {
+        self.objective()?.backward();
+        let x = ("tokens".to_owned(), self.x_gtd.shallow_clone());
+        let params = self.store.entries();
+        let params = params.iter().map(|p| (p.name.clone(), p.tensor.shallow_clone()));
+        let (mut worst, mut count) = (0f64, 0);
+        for (name, tensor) in std::iter::once(x).chain(params).filter(|(_, t)| t.requires_grad()) {
+            let grad = tensor.grad();
+            if !grad.defined() || grad.abs().max().double_value(&[]) == 0.0 {
+                violations.push(format!("no gradient reaches {name}"));
+                continue;
+            }
+            let grad = grad.contiguous().view([-1]);
+            for i in 0..tensor.numel() as i64 {
+                let central = self.central_difference(&tensor, i)?;
+                worst = worst.max(relative_error(grad.double_value(&[i]), central));
+                count += 1;
+            }
+        }
+        Ok((worst, count))
+    }
+
+    /// By value `i` of `tensor`. The whole tensor is put back each time: a router may rewrite its
+    /// parameters in place when it is asked (X-MoE's rescaled embeddings).
+    fn central_difference(&self, tensor: &Tensor, i: i64) -> Result<f64, RouteError> {
+        let (mut now, before) = (tensor.detach(), tensor.detach().copy());
+        let mut at = |h: f64| {
+            let _ = now.view([-1]).get(i).g_add_scalar_(h);
+            let objective = self.reference_objective();
+            now.copy_(&before);
+            objective
+        };
+        Ok((at(STEP)? - at(-STEP)?) / (2.0 * STEP))
+    }
+
+    /// Whether group 0 stays as it is when group 1 changes.
+    fn groups_are_apart(&self) -> Result<bool, RouteError> {
+        let x_gtd = self.x_gtd.detach();
+        let other = Tensor::cat(&[x_gtd.narrow(0, 0, 1), x_gtd.narrow(0, 1, 1) * -3.0], 0);
+        Ok(same(&self.outputs(&x_gtd)?.get(0), &self.outputs(&other)?.get(0)))
+    }
+
+    /// Whether early outputs stay as they are, whatever comes later: several futures, since a
+    /// capacity must bind before a late token can push out an early one.
+    fn seems_causal(&self) -> Result<bool, RouteError> {
+        let (x_gtd, half) = (self.x_gtd.detach(), TOKENS / 2);
+        let early = |y: Tensor| y.narrow(1, 0, half);
+        let want = early(self.outputs(&x_gtd)?);
+        for factor in [-3.0, -1.0, 0.0, 0.3, 3.0] {
+            let late = x_gtd.narrow(1, half, TOKENS - half) * factor;
+            let other = Tensor::cat(&[x_gtd.narrow(1, 0, half), late], 1);
+            if !same(&want, &early(self.outputs(&other)?)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Inputs at the edge: nothing may become NaN, no plan may break.
+    fn edge_violations(&self) -> Result<Vec<String>, RouteError> {
+        let x_gtd = self.x_gtd.detach();
+        let edges = [
+            ("zero tokens", x_gtd.zeros_like()),
+            ("identical tokens", x_gtd.narrow(1, 0, 1).expand_as(&x_gtd).copy()),
+            ("huge tokens", &x_gtd * 1e4),
+            ("one token per group", x_gtd.narrow(1, 0, 1).copy()),
+        ];
+        let mut violations = Vec::new();
+        for (name, x_gtd) in edges {
+            for phase in [Phase::Train { step: 0 }, Phase::Eval] {
+                let routing = match self.route(&x_gtd, phase) {
+                    // A capacity below one row is refused by rule, and says so.
+                    Err(RouteError::Capacity(_)) if x_gtd.size()[1] == 1 => continue,
+                    routing => routing?,
+                };
+                let y_gtd = routing.plan.apply(&x_gtd, expert);
+                let losses: f64 = routing.aux.iter().map(|a| a.value.double_value(&[])).sum();
+                let sum = y_gtd.sum(Kind::Double).double_value(&[]) + losses;
+                if routing.plan.to_host().is_err() || !sum.is_finite() {
+                    violations.push(format!("{name}: {sum} in {phase:?}"));
+                }
+            }
+        }
+        Ok(violations)
+    }
+}
+
+/// Losses carry the same names in the same order, and the mean over groups as their value.
+fn aux_error(routing: &Routing, wanted: &[HostRouting], violations: &mut Vec<String>) -> f64 {
+    let got: Vec<_> = routing.aux.iter().map(|a| a.name).collect();
+    let mut worst = 0f64;
+    for (i, aux) in routing.aux.iter().enumerate() {
+        let values: Vec<f64> = wanted.iter().filter_map(|w| w.aux.get(i).map(|a| a.1)).collect();
+        let mean = values.iter().sum::<f64>() / wanted.len() as f64;
+        worst = worst.max(relative_error(aux.value.double_value(&[]), mean));
+    }
+    for want in wanted {
+        let want: Vec<_> = want.aux.iter().map(|a| a.0).collect();
+        if got != want {
+            violations.push(format!("losses are {got:?}, the reference has {want:?}"));
+        }
+    }
+    worst
+}
+
+fn matrix_error(got: &Array2<f64>, want: &Array2<f64>) -> f64 {
+    if got.dim() != want.dim() {
+        return f64::INFINITY;
+    }
+    got.iter().zip(want).map(|(got, want)| relative_error(*got, *want)).fold(0.0, f64::max)
+}
+
+fn same(a: &Tensor, b: &Tensor) -> bool {
+    let limit = tolerance(Kind::Double).value;
+    a.allclose(b, limit, limit, false)
+}

@@ -1,0 +1,129 @@
+//! X-MoE in plain host arithmetic, in the order of the equations.
+
+use super::gate::SUM_FLOOR;
+use super::{Config, Gate, NormalizeGates, SECOND, SecondPolicy};
+use crate::router::room;
+use moe_core::{
+    AuxForm, Choices, HostInput, HostRouting, Plan, Queue, Reference, RouteError, SparsePlan,
+    balance, score,
+};
+use ndarray::{Array1, Array2, ArrayView2, Axis};
+
+pub(super) struct Host {
+    pub(super) proj_pd: Array2<f64>,
+    pub(super) bias_p: Option<Array1<f64>>,
+    pub(super) emb_ep: Array2<f64>,
+    pub(super) temperature: f64,
+    pub(super) config: Config,
+}
+
+impl Host {
+    /// (5)-(6).
+    fn scores(&self, x_td: ArrayView2<'_, f64>) -> Array2<f64> {
+        let mut p_tp = x_td.dot(&self.proj_pd.t());
+        if let Some(bias_p) = &self.bias_p {
+            p_tp += bias_p;
+        }
+        let cosine_te = score::cosine(p_tp.view(), self.emb_ep.view(), self.config.eps);
+        let score_te = if self.config.normalize_token {
+            cosine_te
+        } else {
+            let norm_t = p_tp.map_axis(Axis(1), |p| p.dot(&p).sqrt().max(self.config.eps));
+            cosine_te * norm_t.insert_axis(Axis(1))
+        };
+        if self.config.make_finite { make_finite(score_te) } else { score_te }
+    }
+
+    /// (7)-(8).
+    fn choose(&self, score_te: &Array2<f64>, logits_te: &Array2<f64>) -> Choices {
+        let choices = Choices::top_k(score_te.view(), self.config.top_k);
+        let prob_te = score::softmax(logits_te.view());
+        let at = |from_te: &Array2<f64>| {
+            Array2::from_shape_fn(choices.expert_tk.dim(), |(t, k)| {
+                from_te[[t, choices.expert_tk[[t, k]]]]
+            })
+        };
+        let mut gate_tk = match self.config.gate {
+            Gate::Softmax => at(&prob_te),
+            Gate::Sigmoid => at(logits_te).mapv(score::sigmoid),
+            Gate::SoftmaxTopk => score::softmax(at(logits_te).view()),
+        };
+        if self.config.normalize_gates == NormalizeGates::BeforeDrop {
+            let sum_t = gate_tk.sum_axis(Axis(1)).mapv(|sum| sum.max(SUM_FLOOR));
+            gate_tk /= &sum_t.insert_axis(Axis(1));
+        }
+        choices.with_gates(gate_tk)
+    }
+
+    /// Which choices queue: all, but for the second ones that the random policy takes back.
+    fn present(&self, choices: &Choices, input: &HostInput<'_>) -> Array2<bool> {
+        let mut present_tk = Array2::from_elem(choices.expert_tk.dim(), true);
+        let random = self.config.second_policy == SecondPolicy::Random && self.config.top_k > 1;
+        if let Some(u_t1) = input.draw(SECOND).filter(|_| random && input.train) {
+            for t in 0..choices.tokens() {
+                present_tk[[t, 1]] = 2.0 * choices.gate_tk[[t, 1]] > u_t1[[t, 0]];
+            }
+        }
+        present_tk
+    }
+}
+
+fn make_finite(score_te: Array2<f64>) -> Array2<f64> {
+    let finite = score_te.iter().copied().filter(|s| s.is_finite());
+    let smallest = finite.fold(f64::INFINITY, f64::min);
+    score_te.mapv(|s| if s.is_finite() { s } else { smallest })
+}
+
+impl Reference for Host {
+    fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
+        let score_te = self.scores(input.x_td);
+        let (t, e) = score_te.dim();
+        let logits_te = &score_te / self.temperature;
+        let choices = self.choose(&score_te, &logits_te);
+        let balance_te = score::softmax((&score_te / self.config.tau0).view()); // (9)
+        let first_t1 = choices.expert_tk.slice(ndarray::s![.., ..1]);
+        let balance = balance::load_balance(balance_te.view(), first_t1, AuxForm::SumK);
+        let (slots, order) = room(input.capacity, None, (t, e, self.config.top_k))?;
+        let present_tk = self.present(&choices, input);
+        let queue = Queue::of_present(&choices, present_tk.view(), e, slots, order)?;
+        let plan = SparsePlan::from_queue(&choices, &queue, e)?;
+        Ok(HostRouting {
+            plan: Plan::Sparse(plan),
+            gate_te: score::softmax(logits_te.view()),
+            logits_te,
+            aux: vec![("balance", balance)],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Preset;
+    use ndarray::array;
+
+    /// Projection = identity of the plane, embeddings along the axes, tau = tau0 = 0.3. The token
+    /// (3, 4) has cosines 3/5 and 4/5; expert 1 wins with gate `1 / (1 + exp(-0.2/0.3))`. Scaling
+    /// token or embedding changes nothing. Balance: t = (0, 1), so 2 times that gate.
+    #[test]
+    fn by_hand() {
+        let config = Config::preset("paper");
+        let host = |scale: f64| Host {
+            proj_pd: Array2::eye(2),
+            bias_p: None,
+            emb_ep: Array2::eye(2) * scale,
+            temperature: 0.3,
+            config: config.clone(),
+        };
+        let want = score::sigmoid(0.2 / 0.3);
+        for scale in [1.0, 7.0] {
+            let x_td = array![[3.0, 4.0]] * scale;
+            let routing = host(scale).route(&HostInput::new(x_td.view())).unwrap();
+            let Plan::Sparse(plan) = &routing.plan else { panic!("sparse") };
+            let rows: Vec<_> = plan.rows(1).collect();
+            assert_eq!(rows.len(), 1);
+            assert!((rows[0].1 - want).abs() < 1e-12);
+            assert!((routing.aux[0].1 - 2.0 * want).abs() < 1e-12);
+        }
+    }
+}

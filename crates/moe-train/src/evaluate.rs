@@ -1,0 +1,144 @@
+//! Evaluation: the loss on a split, and how the routers behave on it.
+//!
+//! Axis letters: `e` experts, `l` sparse layers.
+
+use crate::trainer::TrainError;
+use moe_data::{Split, TokenBatch, TokenStream};
+use moe_models::lm::cross_entropy;
+use moe_models::{DecoderLm, LayerTrace, Output};
+use moe_routers::{Phase, RouteCx, SeededNoise};
+use serde::{Deserialize, Serialize};
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// How one sparse layer's router behaved over an evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// Rows that each expert read, `[e]`.
+    pub load_e: Vec<f64>,
+    /// Mean entropy of the tokens' gate distributions over `ln E`.
+    pub gate_entropy: f64,
+    /// Share of tokens that no expert read.
+    pub fraction_tokens_left_behind: f64,
+}
+
+/// What an evaluation measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalReport {
+    /// Mean cross-entropy, nats per token.
+    pub loss: f64,
+    /// Target tokens it is a mean over.
+    pub tokens: usize,
+    /// One entry per sparse layer.
+    pub layers: Vec<LayerReport>,
+    /// Share of the forward passes' time spent deciding routes and building plans. Measured on a
+    /// CPU, where calls return when the work is done.
+    pub routing_share: f64,
+}
+
+/// A host batch of token ids on the device, `[b, t]`.
+pub(crate) fn to_device(batch: &TokenBatch, device: Device) -> (Tensor, Tensor) {
+    let convert = |ids: &ndarray::Array2<i64>| {
+        let values: Vec<i64> = ids.iter().copied().collect();
+        Tensor::from_slice(&values).view([ids.nrows() as i64, ids.ncols() as i64]).to_device(device)
+    };
+    (convert(&batch.x_bt), convert(&batch.y_bt))
+}
+
+/// Sums over the batches of one evaluation.
+#[derive(Debug, Default)]
+struct Totals {
+    nats: f64,
+    tokens: usize,
+    forward_seconds: f64,
+    route_seconds: f64,
+    layers: Vec<LayerReport>,
+}
+
+impl Totals {
+    fn add(&mut self, output: &Output, y_bt: &Tensor, seconds: f64) {
+        let tokens = y_bt.numel();
+        self.nats += cross_entropy(&output.logits_btv, y_bt).double_value(&[]) * tokens as f64;
+        self.tokens += tokens;
+        self.forward_seconds += seconds;
+        self.route_seconds += output.traces.iter().map(|t| t.route_time.as_secs_f64()).sum::<f64>();
+        let reports = output.traces.iter().map(|trace| layer_report(trace, tokens as f64));
+        if self.layers.is_empty() {
+            self.layers = reports.collect();
+        } else {
+            self.layers.iter_mut().zip(reports).for_each(|(sum, new)| sum.add(&new));
+        }
+    }
+
+    fn report(self) -> EvalReport {
+        let tokens = self.tokens as f64;
+        let layers = self.layers.into_iter().map(|layer| layer.over(tokens)).collect();
+        EvalReport {
+            loss: self.nats / tokens,
+            tokens: self.tokens,
+            layers,
+            routing_share: self.route_seconds / self.forward_seconds,
+        }
+    }
+}
+
+/// A trace on the host, means weighted by the number of tokens.
+fn layer_report(trace: &LayerTrace, tokens: f64) -> LayerReport {
+    LayerReport {
+        load_e: Vec::try_from(trace.load_e.to_kind(Kind::Double)).expect("a vector"),
+        gate_entropy: trace.gate_entropy.double_value(&[]) * tokens,
+        fraction_tokens_left_behind: trace.left_behind.double_value(&[]) * tokens,
+    }
+}
+
+impl LayerReport {
+    fn add(&mut self, other: &Self) {
+        self.load_e.iter_mut().zip(&other.load_e).for_each(|(sum, new)| *sum += new);
+        self.gate_entropy += other.gate_entropy;
+        self.fraction_tokens_left_behind += other.fraction_tokens_left_behind;
+    }
+
+    fn over(mut self, tokens: f64) -> Self {
+        self.gate_entropy /= tokens;
+        self.fraction_tokens_left_behind /= tokens;
+        self
+    }
+}
+
+/// Where and on how much to evaluate.
+#[derive(Debug, Clone, Copy)]
+pub struct EvalPlan {
+    /// Which part of the data.
+    pub split: Split,
+    /// Sequences of a batch.
+    pub batch: usize,
+    /// Tokens of a sequence.
+    pub sequence: usize,
+    /// At most this many batches; `None` is the whole split.
+    pub batches: Option<usize>,
+    /// Seed of the draws of routers that draw in evaluation.
+    pub seed: u64,
+}
+
+/// Evaluates without changing anything: the same weights give the same report.
+///
+/// # Errors
+/// A split too short for one sequence, or a router without room.
+pub fn evaluate(
+    model: &DecoderLm,
+    data: &TokenStream,
+    plan: &EvalPlan,
+    device: Device,
+) -> Result<EvalReport, TrainError> {
+    let _guard = tch::no_grad_guard();
+    let batches = data.eval_batches(plan.split, plan.batch, plan.sequence)?;
+    let mut totals = Totals::default();
+    for (index, batch) in batches.take(plan.batches.unwrap_or(usize::MAX)).enumerate() {
+        let (x_bt, y_bt) = to_device(&batch, device);
+        let noise = SeededNoise::eval(plan.seed, index as u64);
+        let start = Instant::now();
+        let output = model.forward(&x_bt, &RouteCx::new(Phase::Eval, &noise))?;
+        totals.add(&output, &y_bt, start.elapsed().as_secs_f64());
+    }
+    Ok(totals.report())
+}

@@ -1,0 +1,289 @@
+//! A run between two steps, and the step.
+
+use crate::adamw::{AdamW, AdamWConfig, clip_grad_norm};
+use crate::checkpoint::{self, CheckpointError, Contents, State};
+use crate::evaluate::{EvalPlan, EvalReport, evaluate, to_device};
+use crate::schedule::{Decay, Schedule};
+use moe_core::RouteError;
+use moe_data::{DataError, Split, TokenStream};
+use moe_models::lm::cross_entropy;
+use moe_models::{DecoderLm, Output};
+use moe_routers::{ParamStore, Phase, RouteCx, SeededNoise};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// How to train.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Stop after this many steps as if interrupted; the schedule still spans `steps`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_after: Option<u64>,
+    /// Sequences of a batch.
+    pub batch: usize,
+    /// Tokens of a sequence.
+    pub sequence: usize,
+    /// Highest learning rate.
+    pub lr: f64,
+    /// Lowest learning rate after decay, as a share of `lr`.
+    pub lr_floor: f64,
+    /// Steps of linear warm-up.
+    pub warmup: u64,
+    /// How the learning rate falls.
+    pub decay: Decay,
+    /// Largest norm of all gradients together; 0 does not clip.
+    pub clip: f64,
+    /// Optimiser.
+    pub adamw: AdamWConfig,
+    /// A line in the log every so many steps.
+    pub log_every: u64,
+    /// An evaluation every so many steps, besides those at the start and at the end.
+    pub eval_every: u64,
+    /// Batches of an evaluation during training and at its end; 0 is the whole split.
+    pub eval_batches: usize,
+    /// A checkpoint every so many steps, besides the one at the end; 0 is only that one.
+    pub checkpoint_every: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            steps: 200,
+            stop_after: None,
+            batch: 16,
+            sequence: 128,
+            lr: 3e-3,
+            lr_floor: 0.1,
+            warmup: 20,
+            decay: Decay::Cosine,
+            clip: 1.0,
+            adamw: AdamWConfig::default(),
+            log_every: 1,
+            eval_every: 50,
+            eval_batches: 16,
+            checkpoint_every: 0,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Refuses values outside their range.
+    ///
+    /// # Errors
+    /// The key, and what is wrong with its value.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let counts = [
+            ("steps", self.steps),
+            ("batch", self.batch as u64),
+            ("sequence", self.sequence as u64),
+            ("log_every", self.log_every),
+            ("eval_every", self.eval_every),
+        ];
+        if let Some((key, _)) = counts.into_iter().find(|(_, n)| *n == 0) {
+            return Err((key, "0 must be at least 1".into()));
+        }
+        let below_one = [
+            ("adamw.beta1", self.adamw.beta1),
+            ("adamw.beta2", self.adamw.beta2),
+        ];
+        if let Some((key, v)) = below_one.into_iter().find(|(_, v)| !(0.0..1.0).contains(v)) {
+            return Err((key, format!("{v} is outside 0..1")));
+        }
+        let not_negative = [
+            ("lr", self.lr),
+            ("lr_floor", self.lr_floor),
+            ("clip", self.clip),
+            ("adamw.eps", self.adamw.eps),
+            ("adamw.weight_decay", self.adamw.weight_decay),
+        ];
+        let bad = |v: f64| !(v.is_finite() && v >= 0.0);
+        if let Some((key, v)) = not_negative.into_iter().find(|(_, v)| bad(*v)) {
+            return Err((key, format!("{v} must be finite and at least 0")));
+        }
+        Ok(())
+    }
+
+    /// The learning rate over time.
+    pub fn schedule(&self) -> Schedule {
+        let Self { lr, lr_floor, warmup, steps, decay, .. } = *self;
+        Schedule { peak: lr, floor: lr_floor, warmup, steps, decay }
+    }
+
+    /// The step after which this session of the run ends.
+    pub fn last_step(&self) -> u64 {
+        self.stop_after.map_or(self.steps, |stop| stop.min(self.steps))
+    }
+}
+
+/// A step or an evaluation that could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The data are too short, or the batch has no sensible shape.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A router refused.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// A checkpoint could not be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Loss or gradient is NaN or infinite; the weights were not touched.
+    #[error("step {step}: {what} is {value}; the weights of step {step} are unharmed; lower train.lr or train.clip")]
+    NotFinite {
+        /// The step that was not taken.
+        step: u64,
+        /// Which number.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+    },
+}
+
+/// What one step measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Steps taken, this one included.
+    pub step: u64,
+    /// Cross-entropy of the batch, nats per token.
+    pub loss: f64,
+    /// Auxiliary losses, unweighted, as `layer<l>/<name>`.
+    pub aux: Vec<(String, f64)>,
+    /// Norm of all gradients before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub lr: f64,
+    /// Wall time of the step.
+    pub seconds: f64,
+}
+
+/// A run between two steps.
+#[derive(Debug)]
+pub struct Trainer {
+    model: DecoderLm,
+    store: ParamStore,
+    optimizer: AdamW,
+    data: Arc<TokenStream>,
+    config: TrainConfig,
+    seed: u64,
+    step: u64,
+    device: Device,
+}
+
+impl Trainer {
+    /// A run at step 0.
+    pub fn new(
+        model: DecoderLm,
+        store: ParamStore,
+        data: Arc<TokenStream>,
+        config: TrainConfig,
+        (seed, device): (u64, Device),
+    ) -> Self {
+        let optimizer = AdamW::new(&store, config.adamw);
+        Self { model, store, optimizer, data, config, seed, step: 0, device }
+    }
+
+    /// Steps taken.
+    pub fn steps_taken(&self) -> u64 {
+        self.step
+    }
+
+    /// The model.
+    pub fn model(&self) -> &DecoderLm {
+        &self.model
+    }
+
+    /// Its parameters.
+    pub fn store(&self) -> &ParamStore {
+        &self.store
+    }
+
+    /// One step: batch, loss, gradient, clipping, update.
+    ///
+    /// # Errors
+    /// See [`TrainError`]; the weights are as they were.
+    pub fn train_step(&mut self) -> Result<StepReport, TrainError> {
+        let (start, step) = (Instant::now(), self.step);
+        let TrainConfig { batch, sequence, clip, .. } = self.config;
+        let batch = self.data.train_batch(self.seed, step, batch, sequence)?;
+        let (x_bt, y_bt) = to_device(&batch, self.device);
+        let noise = SeededNoise::train(self.seed, step);
+        let output = self.model.forward(&x_bt, &RouteCx::new(Phase::Train { step }, &noise))?;
+        let task = cross_entropy(&output.logits_btv, &y_bt);
+        let loss = finite(step, "the loss", task.double_value(&[]))?;
+
+        self.store.zero_grad();
+        (task + weighted_aux(&output)).backward();
+        let limit = if clip > 0.0 { clip } else { f64::INFINITY };
+        let norm = clip_grad_norm(&self.store, limit);
+        let grad_norm = finite(step, "the norm of the gradient", norm)?;
+        let lr = self.config.schedule().at(step);
+        self.optimizer.step(lr);
+        self.step += 1;
+        let aux = aux_values(&output);
+        Ok(StepReport { step: self.step, loss, aux, grad_norm, lr, seconds: start.elapsed().as_secs_f64() })
+    }
+
+    /// Evaluates on `split`; `batches` of `None` is the whole split.
+    ///
+    /// # Errors
+    /// See [`evaluate`].
+    pub fn evaluate(&self, split: Split, batches: Option<usize>) -> Result<EvalReport, TrainError> {
+        let TrainConfig { batch, sequence, .. } = self.config;
+        let plan = EvalPlan { split, batch, sequence, batches, seed: self.seed };
+        evaluate(&self.model, &self.data, &plan, self.device)
+    }
+
+    /// Writes a checkpoint of this step below `checkpoints`.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn save(&self, checkpoints: &Path) -> Result<(), CheckpointError> {
+        let dir = checkpoint::directory(checkpoints, self.step);
+        checkpoint::save(&dir, self.step, self.seed, &self.contents())
+    }
+
+    /// Goes on from the checkpoint in `dir`.
+    ///
+    /// # Errors
+    /// A damaged checkpoint, or one of another model.
+    pub fn resume(&mut self, dir: &Path) -> Result<State, CheckpointError> {
+        let state = checkpoint::load(dir, &self.contents())?;
+        self.step = state.step;
+        self.seed = state.seed;
+        self.optimizer.set_steps(state.step);
+        Ok(state)
+    }
+
+    fn contents(&self) -> Contents {
+        Contents { model: named(&self.store), optimizer: self.optimizer.state() }
+    }
+}
+
+/// Every parameter and buffer by name.
+pub fn named(store: &ParamStore) -> Vec<(String, Tensor)> {
+    store.entries().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
+}
+
+fn finite(step: u64, what: &'static str, value: f64) -> Result<f64, TrainError> {
+    if value.is_finite() { Ok(value) } else { Err(TrainError::NotFinite { step, what, value }) }
+}
+
+/// What routers add to the objective.
+fn weighted_aux(output: &Output) -> Tensor {
+    let zero = Tensor::zeros([], (Kind::Float, output.logits_btv.device()));
+    let all = output.traces.iter().flat_map(|trace| &trace.aux);
+    all.fold(zero, |sum, aux| sum + &aux.value * aux.weight)
+}
+
+fn aux_values(output: &Output) -> Vec<(String, f64)> {
+    let layers = output.traces.iter();
+    let named = layers.flat_map(|trace| {
+        trace.aux.iter().map(|aux| (format!("layer{}/{}", trace.layer, aux.name), aux.value.double_value(&[])))
+    });
+    named.collect()
+}

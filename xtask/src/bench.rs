@@ -1,0 +1,91 @@
+//! `cargo xtask bench`: builds the product with optimisation and runs its quick comparison.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::env::Env;
+use crate::libtorch::setup::set_up;
+use crate::problem::problem;
+use crate::signals::{exit_code, run_to_end};
+use crate::workspace::Workspace;
+
+/// Sets up, builds, compares; the exit status is that of the comparison.
+pub(crate) fn run(workspace: &Workspace, env: &Env, args: &[String]) -> Result<u8> {
+    let mut times = Times::start();
+    set_up(workspace, env, false)?;
+    times.lap("set-up");
+    build(workspace)?;
+    times.lap("build");
+    let program = workspace.metadata()?.target_directory.join("release/moe");
+    let mut command = comparison(&program, args);
+    if env.hides_rpaths() {
+        workspace.add_loader_path(&mut command, env);
+    }
+    let status =
+        run_to_end(&mut command).with_context(|| format!("starting {}", program.display()))?;
+    times.lap("run");
+    times.print();
+    Ok(exit_code(status))
+}
+
+fn build(workspace: &Workspace) -> Result<()> {
+    let status = workspace.cargo(["build", "--release", "-p", "moe-bench"]).status()?;
+    if status.success() {
+        return Ok(());
+    }
+    problem("moe-bench does not build; the compiler's words are above", "cargo xtask doctor")
+}
+
+fn comparison(program: &Path, args: &[String]) -> Command {
+    let mut command = Command::new(program);
+    command.arg("compare").args(preset(args)).args(args);
+    command
+}
+
+/// The preset, unless the arguments name one.
+fn preset(args: &[String]) -> &'static [&'static str] {
+    let named = args.iter().any(|arg| arg == "--preset" || arg.starts_with("--preset="));
+    if named { &[] } else { &["--preset", "quick"] }
+}
+
+/// Wall times of the parts.
+struct Times {
+    since: Instant,
+    parts: Vec<(&'static str, Duration)>,
+}
+
+impl Times {
+    fn start() -> Self {
+        Self { since: Instant::now(), parts: Vec::new() }
+    }
+
+    fn lap(&mut self, part: &'static str) {
+        self.parts.push((part, self.since.elapsed()));
+        self.since = Instant::now();
+    }
+
+    /// On standard error: standard output is the comparison's.
+    fn print(&self) {
+        let part = |(name, time): &(&str, Duration)| format!("{name} {:.1} s", time.as_secs_f64());
+        eprintln!("wall time: {}", self.parts.iter().map(part).collect::<Vec<_>>().join(", "));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn preset_with(args: &[&str]) -> usize {
+        preset(&args.iter().map(ToString::to_string).collect::<Vec<_>>()).len()
+    }
+
+    #[test]
+    fn a_preset_of_the_user_wins() {
+        assert_eq!(preset_with(&["--device", "cpu"]), 2);
+        assert_eq!(preset_with(&["--preset", "full"]), 0);
+        assert_eq!(preset_with(&["--preset=full"]), 0);
+    }
+}
