@@ -152,8 +152,10 @@ mod tests {
         let mine = store.root().matrix("w", &[4, 5], 1.0);
         let mut optimizer = AdamW::new(&store, config);
 
-        let vs = nn::VarStore::new(Device::Cpu);
-        let theirs = vs.root().var_copy("w", &mine);
+        let mut vs = nn::VarStore::new(Device::Cpu);
+        let theirs = vs.root().zeros("w", &[4, 5]);
+        vs.double();
+        tch::no_grad(|| theirs.shallow_clone().copy_(&mine));
         let AdamWConfig { beta1, beta2, eps, weight_decay } = config;
         let build = nn::AdamW { beta1, beta2, wd: weight_decay, eps, amsgrad: false };
         let mut reference = build.build(&vs, 0.0).unwrap();

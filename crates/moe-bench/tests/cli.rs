@@ -1,0 +1,252 @@
+//! The `moe` binary as a user meets it: what it prints, what it refuses, with which exit code.
+
+use assert_cmd::Command;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A recipe that trains in a moment.
+const TINY: &str = r#"
+router = "smoe"
+[data]
+source = "DATA"
+[model]
+width = 8
+layers = 2
+heads = 2
+context = 8
+experts = 4
+active_hidden = 16
+[train]
+steps = 6
+batch = 2
+sequence = 8
+warmup = 2
+eval_every = 3
+eval_batches = 2
+"#;
+
+/// A directory with a text and a recipe for it.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let text: String = (0..200).map(|i| format!("line {i} of a text\n")).collect();
+        fs::write(dir.path().join("text.txt"), text).unwrap();
+        let place = Self { dir };
+        fs::write(place.path("tiny.toml"), TINY.replace("DATA", &place.path("text.txt").display().to_string())).unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `moe train tiny.toml` with more arguments.
+    fn train(&self, args: &[&str]) -> Said {
+        moe(&[&["train", &self.path("tiny.toml").display().to_string(), "--threads", "1"], args].concat())
+    }
+
+    fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+}
+
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn moe(args: &[&str]) -> Said {
+    let output = Command::cargo_bin("moe").unwrap().args(args).output().unwrap();
+    Said {
+        code: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+#[track_caller]
+fn refused(said: &Said, code: i32, parts: &[&str]) {
+    assert_eq!(said.code, code, "{}{}", said.out, said.err);
+    for part in parts {
+        assert!(said.err.contains(part), "expected `{part}` in: {}", said.err);
+    }
+}
+
+fn show(path: &Path) -> String {
+    path.display().to_string()
+}
+
+#[test]
+fn a_run_writes_its_files_and_can_be_evaluated() {
+    let (place, out) = (Place::new(), "run");
+    let said = place.train(&["--out", &show(&place.path(out))]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.out.contains("validation loss"), "{}", said.out);
+    for file in ["recipe.toml", "environment.json", "metrics.jsonl", "result.json"] {
+        assert!(place.path(out).join(file).exists(), "{file}");
+    }
+    for file in ["model.safetensors", "optimizer.safetensors", "state.json"] {
+        assert!(place.path(out).join("checkpoints/step-000006").join(file).exists(), "{file}");
+    }
+    // Evaluations at 0, 3 and 6, and six steps.
+    assert_eq!(place.text("run/metrics.jsonl").lines().count(), 9);
+
+    let said = moe(&["eval", &show(&place.path(out)), "--split", "test", "--json"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let line: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!((line["step"].as_u64(), line["split"].as_str()), (Some(6), Some("test")));
+    assert!(line["loss"].as_f64().unwrap() > 0.0 && line["bits_per_byte"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn stopping_and_resuming_gives_the_same_bytes_as_going_on() {
+    let place = Place::new();
+    let (straight, halves) = (show(&place.path("straight")), show(&place.path("halves")));
+    assert_eq!(place.train(&["--out", &straight]).code, 0);
+    let said = place.train(&["--out", &halves, "--set", "train.stop_after=4"]);
+    assert!(said.out.contains("stopped after step 4"), "{}", said.out);
+    assert_eq!(place.train(&["--out", &halves, "--resume"]).code, 0);
+    let model = |dir: &str| fs::read(Path::new(dir).join("checkpoints/step-000006/model.safetensors")).unwrap();
+    assert!(model(&straight) == model(&halves), "weights differ");
+    let losses = |dir: &str| -> Vec<String> {
+        let text = fs::read_to_string(Path::new(dir).join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        lines.map(|line| format!("{} {} {}", line["kind"], line["step"], line["loss"])).collect()
+    };
+    assert_eq!(losses(&straight), losses(&halves));
+    let said = place.train(&["--out", &halves]);
+    refused(&said, 1, &["there is a run already; --resume goes on with it"]);
+}
+
+#[test]
+fn bad_recipes_name_the_key() {
+    let place = Place::new();
+    let cases: &[(&str, &[&str])] = &[
+        ("train.stepz=1", &["tiny.toml: train", "unknown field `stepz`", "`steps`"]),
+        ("router.name=swithc", &["router.name: unknown router `swithc`", "switch"]),
+        ("router.top_k=9", &["router.top_k: 9 is outside 1..=4 (experts)"]),
+        ("router.topk=2", &["router.topk: unknown key", "top_k"]),
+        ("router.preset=olmo", &["router.preset: unknown preset `olmo`", "olmoe"]),
+        ("model.heads=3", &["model.heads: 3 does not divide width 8"]),
+        ("train.lr=-1", &["train.lr: -1 must be finite and at least 0"]),
+        ("train.sequence=9", &["train.sequence: 9 exceeds model.context = 8"]),
+        ("capacity.factor=0", &["capacity.factor: 0 must be finite and above 0"]),
+        ("capacity.order=arrival", &["capacity: needs one of `factor` and `rows`"]),
+        ("data.tokenizer=wrod", &["data.tokenizer", "wrod", "word"]),
+        ("train.steps=many", &["train.steps", "many"]),
+    ];
+    for (set, parts) in cases {
+        let said = place.train(&["--out", &show(&place.path("never")), "--set", set]);
+        refused(&said, 1, parts);
+        assert!(!place.path("never").exists(), "{set} left a directory");
+    }
+    refused(&place.train(&["--set", "steps"]), 1, &["--set steps: expected key=value"]);
+}
+
+#[test]
+fn bad_data_names_the_file() {
+    let place = Place::new();
+    let with = |data: &str, more: &str| {
+        let source = format!("data.source='{data}'");
+        place.train(&["--out", &show(&place.path("out")), "--set", &source, "--set", more])
+    };
+    refused(&with("no-such-file.txt", "seed=0"), 1, &["data.source", "no-such-file.txt", "sotu"]);
+    fs::write(place.path("empty.txt"), "").unwrap();
+    refused(&with(&show(&place.path("empty.txt")), "seed=0"), 1, &["data.source", "empty.txt"]);
+    let mut bytes = "some words\n".repeat(100).into_bytes();
+    bytes[15] = 0xff;
+    fs::write(place.path("latin.txt"), bytes).unwrap();
+    let latin = show(&place.path("latin.txt"));
+    refused(&with(&latin, "data.tokenizer=word"), 1, &["data.tokenizer", "latin.txt", "15", "byte"]);
+    let said = with(&latin, "train.steps=1");
+    assert_eq!(said.code, 0, "byte mode takes any bytes: {}", said.err);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_a_failure_that_names_the_file() {
+    let place = Place::new();
+    let out = show(&place.path("run"));
+    assert_eq!(place.train(&["--out", &out]).code, 0);
+    let file = place.path("run/checkpoints/step-000006/model.safetensors");
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    refused(&moe(&["eval", &out]), 2, &["model.safetensors", "damaged", "BLAKE3"]);
+    refused(&moe(&["eval", &show(&place.path("nowhere"))]), 1, &["no run here"]);
+}
+
+#[test]
+fn a_comparison_is_complete_continues_and_refuses_other_settings() {
+    let place = Place::new();
+    let out = show(&place.path("cmp"));
+    let data = show(&place.path("text.txt"));
+    let small = [
+        "--set", "model.width=8", "--set", "model.heads=2", "--set", "model.context=8", "--set", "model.layers=2",
+        "--set", "model.active_hidden=16", "--set", "train.sequence=8", "--set", "train.batch=2",
+        "--set", "train.eval_batches=1", "--set", "train.warmup=1",
+    ];
+    let compare = |steps: &str, more: &[&str]| {
+        let base = ["compare", "--routers", "dense,smoe:plain", "--seeds", "2", "--data", &data, "--out", &out];
+        moe(&[&base, &small[..], &["--set", steps], more].concat())
+    };
+    let said = compare("train.steps=3", &[]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.out.contains("smoe:plain") && said.out.contains("no verdict"), "{}", said.out);
+    let results: serde_json::Value = serde_json::from_str(&place.text("cmp/results.json")).unwrap();
+    assert_eq!(results["rows"].as_array().unwrap().len(), 4);
+    assert!(results["rows"].as_array().unwrap().iter().all(|row| row["metrics"]["valid_loss"].is_f64()));
+    assert!(place.text("cmp/report.html").contains("</html>"));
+
+    // Finished runs are kept: nothing is trained again.
+    let log = place.path("cmp/runs/dense-s0/metrics.jsonl");
+    let before = fs::metadata(&log).unwrap().modified().unwrap();
+    assert_eq!(compare("train.steps=3", &["--json"]).code, 0);
+    assert_eq!(fs::metadata(&log).unwrap().modified().unwrap(), before);
+    refused(&compare("train.steps=4", &[]), 1, &["was trained with other settings"]);
+
+    fs::remove_file(place.path("cmp/report.html")).unwrap();
+    assert_eq!(moe(&["report", &out]).code, 0);
+    assert!(place.path("cmp/report.html").exists());
+}
+
+#[test]
+fn a_run_that_fails_is_a_row_and_exit_code_two() {
+    let place = Place::new();
+    let out = show(&place.path("cmp"));
+    let data = show(&place.path("text.txt"));
+    let said = moe(&[
+        "compare", "--routers", "dense,smoe", "--seeds", "1", "--data", &data, "--out", &out, "--set", "train.steps=30",
+        "--set", "train.lr=1e30", "--set", "train.sequence=8", "--set", "train.batch=2", "--set", "train.eval_batches=1",
+    ]);
+    refused(&said, 2, &["runs failed; see the table"]);
+    let results: serde_json::Value = serde_json::from_str(&place.text("cmp/results.json")).unwrap();
+    let error = results["rows"][0]["error"].as_str().unwrap();
+    assert!(error.contains("step ") && error.contains("lower train.lr"), "{error}");
+}
+
+#[test]
+fn flags_that_make_no_sense_are_misuse() {
+    refused(&moe(&["compare", "--routers", "nope"]), 1, &["unknown router `nope`", "expert-choice"]);
+    refused(&moe(&["compare", "--preset", "huge"]), 1, &["--preset huge", "quick", "standard"]);
+    refused(&moe(&["compare", "--routers", "dense,dense"]), 1, &["dense is there twice"]);
+    refused(&moe(&["train"]), 1, &["RECIPE"]);
+    refused(&moe(&["papers", "nope"]), 1, &["unknown router `nope`"]);
+    refused(&moe(&["report", "/nowhere"]), 1, &["/nowhere/results.json", "no comparison"]);
+    let place = Place::new();
+    refused(&place.train(&["--device", "cuda:7"]), 1, &["cuda:7", "moe doctor"]);
+    refused(&place.train(&["--device", "tpu"]), 1, &["cpu", "cuda:N"]);
+}
+
+#[test]
+fn papers_and_doctor_speak() {
+    let said = moe(&["papers"]);
+    assert!(said.code == 0 && said.out.contains("x-moe") && said.out.contains("expert-choice"));
+    let said = moe(&["papers", "v-moe"]);
+    assert!(said.out.contains("2106.05974") && said.out.contains("paper_bpr"), "{}", said.out);
+    let said = moe(&["doctor"]);
+    assert!(said.code == 0 && said.out.contains("verdict      fine"), "{}{}", said.out, said.err);
+}

@@ -1,0 +1,133 @@
+//! Checkpoints: exact resume, and every kind of damage refused.
+
+use moe_data::{Corpus, TokenStream, TokenizerSpec};
+use moe_models::{DecoderLm, LmConfig};
+use moe_routers::{PAPERS, ParamStore, Settings, router_config};
+use moe_train::{CheckpointError, TrainConfig, Trainer, checkpoint};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use tch::{Device, Kind};
+
+fn data() -> Arc<TokenStream> {
+    let text = b"the quick brown fox jumps over the lazy dog. ".repeat(20);
+    let corpus = Corpus::from_bytes("fox", &text, &text, &text).unwrap();
+    Arc::new(TokenStream::new(&corpus, &TokenizerSpec::Byte).unwrap())
+}
+
+fn trainer_with(router: &str, width: i64) -> Trainer {
+    let model = LmConfig {
+        width,
+        layers: 2,
+        heads: 2,
+        context: 8,
+        experts: 4,
+        active_hidden: 16,
+        ..LmConfig::default()
+    };
+    let train = TrainConfig { steps: 8, batch: 2, sequence: 8, warmup: 2, ..TrainConfig::default() };
+    let store = ParamStore::new(5, Device::Cpu, Kind::Float);
+    let router = router_config(router, &Settings::new()).unwrap();
+    let model = DecoderLm::new(&store, &model, router.as_ref(), None, 256).unwrap();
+    Trainer::new(model, store, data(), train, (5, Device::Cpu))
+}
+
+fn trainer(router: &str) -> Trainer {
+    trainer_with(router, 8)
+}
+
+fn train(trainer: &mut Trainer, steps: usize) {
+    (0..steps).for_each(|_| drop(trainer.train_step().unwrap()));
+}
+
+fn model_file(checkpoints: &Path, step: u64) -> Vec<u8> {
+    fs::read(checkpoint::directory(checkpoints, step).join("model.safetensors")).unwrap()
+}
+
+#[test]
+fn resuming_gives_the_same_bytes_for_every_router() {
+    for paper in PAPERS {
+        let dir = tempfile::tempdir().unwrap();
+        let mut straight = trainer(paper.id);
+        train(&mut straight, 4);
+        straight.save(&dir.path().join("straight")).unwrap();
+
+        let halves = dir.path().join("halves");
+        let mut first = trainer(paper.id);
+        train(&mut first, 2);
+        first.save(&halves).unwrap();
+        let mut second = trainer(paper.id);
+        second.resume(&checkpoint::latest(&halves).unwrap().unwrap()).unwrap();
+        assert_eq!(second.steps_taken(), 2);
+        train(&mut second, 2);
+        second.save(&halves).unwrap();
+        let same = model_file(&dir.path().join("straight"), 4) == model_file(&halves, 4);
+        assert!(same, "{}: resuming changed the weights", paper.id);
+    }
+}
+
+/// A saved checkpoint of one step, its directory, and a trainer that could resume from it.
+fn saved() -> (tempfile::TempDir, std::path::PathBuf, Trainer) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = trainer("smoe");
+    train(&mut first, 1);
+    first.save(dir.path()).unwrap();
+    let step = checkpoint::directory(dir.path(), 1);
+    (dir, step, trainer("smoe"))
+}
+
+#[test]
+fn every_truncation_and_flipped_byte_is_refused() {
+    let (_dir, step, mut trainer) = saved();
+    for name in ["model.safetensors", "optimizer.safetensors"] {
+        let path = step.join(name);
+        let whole = fs::read(&path).unwrap();
+        let damaged = (0..whole.len()).step_by(whole.len() / 40).flat_map(|at| {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1;
+            [whole[..at].to_vec(), flipped]
+        });
+        for bytes in damaged {
+            fs::write(&path, bytes).unwrap();
+            let error = trainer.resume(&step).unwrap_err();
+            assert!(matches!(error, CheckpointError::Damaged { .. }), "{error}");
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        fs::write(&path, whole).unwrap();
+    }
+    assert_eq!(trainer.resume(&step).unwrap().step, 1);
+}
+
+#[test]
+fn a_missing_or_foreign_manifest_is_refused() {
+    let (_dir, step, mut trainer) = saved();
+    let path = step.join("state.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("moe.checkpoint/1", "moe.checkpoint/9")).unwrap();
+    let error = trainer.resume(&step).unwrap_err().to_string();
+    assert!(error.contains("schema is moe.checkpoint/9"), "{error}");
+    fs::write(&path, &text[..text.len() / 2]).unwrap();
+    assert!(matches!(trainer.resume(&step), Err(CheckpointError::Format { .. })));
+    fs::remove_file(&path).unwrap();
+    assert!(matches!(trainer.resume(&step), Err(CheckpointError::Io { .. })));
+}
+
+#[test]
+fn another_model_is_refused_with_a_list_of_differences() {
+    let (_dir, step, _) = saved();
+    let error = trainer("x-moe").resume(&step).unwrap_err().to_string();
+    assert!(error.contains("missing tensor layers.1.router.proj"), "{error}");
+    assert!(error.contains("unexpected tensor layers.1.router.gate"), "{error}");
+    let error = trainer_with("smoe", 16).resume(&step).unwrap_err().to_string();
+    assert!(error.contains("embedding is F32 [256, 8], expected F32 [256, 16]"), "{error}");
+}
+
+#[test]
+fn saving_again_replaces_and_leaves_no_scratch() {
+    let (dir, _, mut trainer) = saved();
+    train(&mut trainer, 1);
+    trainer.save(dir.path()).unwrap();
+    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["step-000001"]);
+    assert_eq!(checkpoint::latest(&dir.path().join("nowhere")).unwrap(), None);
+}
