@@ -21,3 +21,8 @@ pub mod summary;
 pub mod table;
 pub mod terms;
 pub mod worker;
+
+/// The snippets of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

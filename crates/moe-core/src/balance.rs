@@ -6,10 +6,13 @@
 //! constant for the gradient is said at each function; the references' central differences respect
 //! it by holding counts and noise fixed.
 
+mod load_balance;
+
+pub use load_balance::{AuxForm, LoadBalance, load_balance};
+
 use crate::score::{log_sum_exp, normal_cdf};
 use crate::select::top_k;
 use ndarray::{Array1, ArrayView1, ArrayView2, Axis, Zip};
-use serde::{Deserialize, Serialize};
 
 /// Squared coefficient of variation, `(std / mean)^2`, of the population; NaN for a mean of zero.
 ///
@@ -93,90 +96,6 @@ pub fn expected_load(
     load_e
 }
 
-/// How the code bases scale the terms of the balance loss, `E sum_e f_e P_e`.
-///
-/// They differ by constant factors, so a coefficient means nothing without the form. In recipes the
-/// names are in kebab case; snake case is understood too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AuxForm {
-    /// `f = count / T`, `P` = mean; at least `k` (flaxformer, Hugging Face transformers; with
-    /// `k` = 1 Switch, GShard and Mesh TensorFlow).
-    #[default]
-    #[serde(alias = "sum_k")]
-    SumK,
-    /// `f = count / (T k)`, `P` = mean; at least 1 (Megatron-LM).
-    #[serde(alias = "div_k")]
-    DivK,
-    /// `f = count / (T k)`, `P = mean / k`; at least `1 / k` (fastmoe, CompeteSMoE).
-    Fastmoe,
-}
-
-/// The terms of a balance loss, and the loss.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoadBalance {
-    /// `f_e`: how much each expert was chosen, `[e]`. Constant for the gradient.
-    pub fraction_e: Array1<f64>,
-    /// `P_e`: how probable each expert was, `[e]`. The gradient flows through it.
-    pub mean_prob_e: Array1<f64>,
-    /// `E sum_e f_e P_e`.
-    pub loss: f64,
-}
-
-impl LoadBalance {
-    /// The loss of the choices `expert_tk`, before any drop, under the distributions `prob_te`.
-    ///
-    /// # Panics
-    ///
-    /// If the arrays differ in tokens, have none, or an expert is out of range.
-    pub fn of(
-        prob_te: ArrayView2<'_, f64>,
-        expert_tk: ArrayView2<'_, usize>,
-        form: AuxForm,
-    ) -> Self {
-        let (prob, chosen) = (prob_te.shape(), expert_tk.shape());
-        assert_eq!(prob[0], chosen[0], "balance of prob_te {prob:?} and expert_tk {chosen:?}");
-        assert!(prob[0] > 0, "balance of no tokens: prob_te {prob:?}");
-        let (tokens, k) = (chosen[0] as f64, chosen[1] as f64);
-        let (choices, scale) = match form {
-            AuxForm::SumK => (tokens, 1.0),
-            AuxForm::DivK => (tokens * k, 1.0),
-            AuxForm::Fastmoe => (tokens * k, k),
-        };
-        let fraction_e = count(expert_tk, prob) / choices;
-        let mean_prob_e = prob_te.sum_axis(Axis(0)) / (tokens * scale);
-        let loss = prob[1] as f64 * fraction_e.dot(&mean_prob_e);
-        Self { fraction_e, mean_prob_e, loss }
-    }
-}
-
-/// How often each expert was chosen, `[e]`.
-fn count(expert_tk: ArrayView2<'_, usize>, prob: &[usize]) -> Array1<f64> {
-    let mut count_e = Array1::zeros(prob[1]);
-    for &expert in expert_tk {
-        assert!(expert < prob[1], "balance of expert {expert} under prob_te {prob:?}");
-        count_e[expert] += 1.0;
-    }
-    count_e
-}
-
-/// Balance loss `E sum_e f_e P_e` of the choices `expert_tk`, before any drop, under the
-/// distributions `prob_te`.
-///
-/// Fedus et al. 2021 (Switch, arXiv 2101.03961), equations (4) to (6), for `k` = 1; Lepikhin et al.
-/// 2020 (GShard, arXiv 2006.16668) counts first choices, so give it those alone.
-///
-/// # Panics
-///
-/// As [`LoadBalance::of`].
-pub fn load_balance(
-    prob_te: ArrayView2<'_, f64>,
-    expert_tk: ArrayView2<'_, usize>,
-    form: AuxForm,
-) -> f64 {
-    LoadBalance::of(prob_te, expert_tk, form).loss
-}
-
 /// Router z-loss: mean squared log-partition, `mean_t (ln sum_e exp l_te)^2`; 0 without tokens.
 ///
 /// Zoph et al. 2022 (ST-MoE, arXiv 2202.08906), equation (5).
@@ -254,64 +173,11 @@ mod tests {
     }
 
     #[test]
-    fn load_balance_by_hand() {
-        let prob_te = array![[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]];
-        let expert_tk = array![[0, 1], [1, 0]];
-        // Counts 2, 2, 0; mean probabilities 0.375, 0.375, 0.25; 3 (2 * 0.375 + 2 * 0.375) = 4.5,
-        // over T = 2, over T k = 4, and over T k and again k.
-        let loss = |form| load_balance(prob_te.view(), expert_tk.view(), form);
-        assert_eq!(loss(AuxForm::SumK), 2.25);
-        assert_eq!(loss(AuxForm::DivK), 1.125);
-        assert_eq!(loss(AuxForm::Fastmoe), 0.5625);
-        let terms = LoadBalance::of(prob_te.view(), expert_tk.view(), AuxForm::Fastmoe);
-        assert_eq!(terms.fraction_e, array![0.5, 0.5, 0.0]);
-        assert_eq!(terms.mean_prob_e, array![0.1875, 0.1875, 0.125]);
-    }
-
-    #[test]
-    fn a_balanced_layer_reaches_the_least_loss() {
-        let prob_te = Array2::from_elem((6, 3), 1.0 / 3.0);
-        let expert_tk = Array2::from_shape_fn((6, 2), |(t, rank)| (t + rank) % 3);
-        for (form, least) in [(AuxForm::SumK, 2.0), (AuxForm::DivK, 1.0), (AuxForm::Fastmoe, 0.5)] {
-            assert_near(load_balance(prob_te.view(), expert_tk.view(), form), least);
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "prob_te [2, 2] and expert_tk [1, 1]")]
-    fn load_balance_names_both_shapes() {
-        load_balance(Array2::ones((2, 2)).view(), array![[0]].view(), AuxForm::SumK);
-    }
-
-    #[test]
-    #[should_panic(expected = "no tokens: prob_te [0, 2]")]
-    fn load_balance_needs_tokens() {
-        load_balance(Array2::ones((0, 2)).view(), Array2::zeros((0, 1)).view(), AuxForm::SumK);
-    }
-
-    #[test]
-    #[should_panic(expected = "expert 2 under prob_te [1, 2]")]
-    fn load_balance_names_the_expert() {
-        load_balance(Array2::ones((1, 2)).view(), array![[2]].view(), AuxForm::SumK);
-    }
-
-    #[test]
     fn z_loss_by_hand() {
         // Log-partitions ln 2 and 3 + ln 2.
         let ln2 = 2f64.ln();
         let z = z_loss(array![[0.0, 0.0], [3.0, 3.0]].view());
         assert_near(z, (ln2.powi(2) + (3.0 + ln2).powi(2)) / 2.0);
         assert_eq!(z_loss(Array2::zeros((0, 3)).view()), 0.0);
-    }
-
-    #[test]
-    fn forms_read_both_spellings() {
-        for name in ["\"sum-k\"", "\"sum_k\""] {
-            assert_eq!(serde_json::from_str::<AuxForm>(name).unwrap(), AuxForm::SumK);
-        }
-        for name in ["\"div-k\"", "\"div_k\""] {
-            assert_eq!(serde_json::from_str::<AuxForm>(name).unwrap(), AuxForm::DivK);
-        }
-        assert_eq!(serde_json::to_string(&AuxForm::Fastmoe).unwrap(), "\"fastmoe\"");
     }
 }

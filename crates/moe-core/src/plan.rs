@@ -117,3 +117,47 @@ fn run_experts(
         panic!("experts made rows of different widths: {shapes:?}")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::array;
+
+    /// Two tokens, three experts: expert 0 reads both, expert 1 none, expert 2 the first.
+    fn plan() -> Plan {
+        SparsePlan::from_lists(2, &[vec![(1, 0.5), (0, 1.0)], vec![], vec![(0, 2.0)]])
+            .unwrap()
+            .into()
+    }
+
+    #[test]
+    fn apply_by_hand() {
+        let x_td = array![[1.0, 10.0], [2.0, 20.0]];
+        // Expert e adds e + 1 to every row, and returns the first column alone.
+        let y_td = plan()
+            .apply(x_td.view(), |e, rows| rows.slice(s![.., ..1]).mapv(|v| v + e as f64 + 1.0));
+        // Token 0: 1 (1 + 1) + 2 (1 + 3) = 10; token 1: 0.5 (2 + 1) = 1.5.
+        assert_eq!(y_td, array![[10.0], [1.5]]);
+    }
+
+    #[test]
+    fn dense_forms_by_hand() {
+        assert_eq!(plan().mask_te(), array![[1.0, 0.0, 1.0], [1.0, 0.0, 0.0]]);
+        assert_eq!(plan().combine_te(), array![[1.0, 0.0, 2.0], [0.5, 0.0, 0.0]]);
+        assert_eq!(plan().experts(), 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "expert 2 made [2, 1] of [1, 1]")]
+    fn an_expert_keeps_the_number_of_rows() {
+        plan().apply(Array2::ones((2, 1)).view(), |e, rows| {
+            if e == 2 { Array2::ones((2, 1)) } else { rows.to_owned() }
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "different widths: [[2, 1], [0, 2], [1, 3]]")]
+    fn experts_agree_on_the_width() {
+        plan().apply(Array2::ones((2, 1)).view(), |e, rows| Array2::ones((rows.nrows(), e + 1)));
+    }
+}

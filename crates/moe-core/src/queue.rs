@@ -4,8 +4,9 @@
 
 use crate::capacity::DropOrder;
 use crate::plan::PlanError;
-use crate::select::{Choices, falling};
+use crate::select::{Choices, key};
 use ndarray::{Array2, ArrayView2};
+use std::cmp::Reverse;
 
 /// What became of every choice of one group.
 ///
@@ -89,7 +90,7 @@ impl DropOrder {
                 gate_tk.rows().into_iter().map(|gate_k| gate_k.sum()).collect()
             }
         };
-        order_t.sort_by(|&a, &b| falling(priority_t[a], priority_t[b]));
+        order_t.sort_by_key(|&token| Reverse(key(priority_t[token])));
         order_t
     }
 }

@@ -10,12 +10,15 @@ use crate::plan::PlanError;
 use crate::score::ROWS_PER_TASK;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, Axis};
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 
-/// The order of scores that ranks by falling value: `Less` means that `a` comes before `b`.
-pub(crate) fn falling(a: f64, b: f64) -> Ordering {
-    // Adding zero turns -0 into +0, which the total order would tell apart.
-    (b + 0.0).total_cmp(&(a + 0.0))
+/// An integer that is larger for a larger score: integers compare faster, and totally.
+///
+/// This is the key of [`f64::total_cmp`], but for the two zeros, which it would tell apart.
+pub(crate) fn key(score: f64) -> i64 {
+    let bits = if score == 0.0 { 0 } else { score.to_bits().cast_signed() };
+    // Among negative numbers a larger magnitude is a smaller number: turn their magnitude around.
+    bits ^ if bits < 0 { i64::MAX } else { 0 }
 }
 
 /// Indices of the `k` largest values, largest first; the lower index wins a tie.
@@ -34,40 +37,46 @@ pub fn top_k(values: impl IntoIterator<Item = f64>, k: usize) -> Vec<usize> {
 /// Up to this many, the best so far are cheaper to keep sorted than everything is to partition.
 const INSERTION_LIMIT: usize = 24;
 
-/// Leaves the `k` largest `(value, index)` pairs in `best`, in rank order.
-fn rank(values: impl Iterator<Item = f64>, k: usize, best: &mut Vec<(f64, usize)>) {
+/// A score's key, turned around so that the natural order puts larger scores first, and its index.
+type Entry = (Reverse<i64>, usize);
+
+/// Leaves the entries of the `k` largest values in `best`, in rank order.
+fn rank(values: impl Iterator<Item = f64>, k: usize, best: &mut Vec<Entry>) {
     best.clear();
-    let values = values.enumerate().map(|(index, value)| (value, index));
-    if k <= INSERTION_LIMIT {
-        values.for_each(|entry| insert(best, k, entry));
-    } else {
-        best.extend(values);
-        partition(best, k);
+    let mut entries = values.enumerate().map(|(index, value)| (Reverse(key(value)), index));
+    if k > INSERTION_LIMIT {
+        best.extend(entries);
+        return partition(best, k);
     }
-}
-
-/// Puts `entry`, whose index is higher than any so far, where it belongs among the `k` best.
-fn insert(best: &mut Vec<(f64, usize)>, k: usize, entry: (f64, usize)) {
-    let outranks = |kept: &(f64, usize)| falling(entry.0, kept.0) == Ordering::Less;
-    if best.len() == k {
+    best.extend(entries.by_ref().take(k));
+    best.sort_unstable();
+    let Some(&(mut worst, _)) = best.last() else { return };
+    for entry in entries {
         // An equal value stays out: the one inside has the lower index.
-        if !best.last().is_some_and(outranks) {
-            return;
+        if entry.0 < worst {
+            replace_last(best, entry);
+            worst = best[k - 1].0;
         }
-        best.pop();
     }
-    let place = best.iter().rposition(|kept| !outranks(kept)).map_or(0, |last| last + 1);
-    best.insert(place, entry);
 }
 
-/// Cuts `entries` down to the `k` largest, sorted: linear in their number, then `k log k`.
-fn partition(entries: &mut Vec<(f64, usize)>, k: usize) {
-    let order = |a: &(f64, usize), b: &(f64, usize)| falling(a.0, b.0).then(a.1.cmp(&b.1));
+/// Drops the last of the sorted entries for `entry`, which is put where it belongs.
+fn replace_last(best: &mut [Entry], entry: Entry) {
+    let mut place = best.len() - 1;
+    while place > 0 && entry.0 < best[place - 1].0 {
+        best[place] = best[place - 1];
+        place -= 1;
+    }
+    best[place] = entry;
+}
+
+/// Cuts `entries` down to the `k` first in order: linear in their number, then `k log k`.
+fn partition(entries: &mut Vec<Entry>, k: usize) {
     if k < entries.len() {
-        entries.select_nth_unstable_by(k, order);
+        entries.select_nth_unstable(k);
         entries.truncate(k);
     }
-    entries.sort_unstable_by(order);
+    entries.sort_unstable();
 }
 
 /// What the tokens of one group chose, in rank order, best first.
@@ -97,9 +106,9 @@ impl Choices {
             .with_min_len(ROWS_PER_TASK)
             .for_each_init(Vec::new, |best, (score_e, (mut expert_k, mut gate_k))| {
                 rank(score_e.iter().copied(), k, best);
-                expert_k.iter_mut().zip(&mut gate_k).zip(best).for_each(
-                    |((expert, gate), (value, index))| (*expert, *gate) = (*index, *value),
-                );
+                for (rank, &(_, expert)) in best.iter().enumerate() {
+                    (expert_k[rank], gate_k[rank]) = (expert, score_e[expert]);
+                }
             });
         Self { expert_tk, gate_tk }
     }
@@ -167,7 +176,7 @@ mod tests {
     /// The definition: sort everything, stably, by falling value.
     fn top_k_by_sorting(values: &[f64], k: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..values.len()).collect();
-        order.sort_by(|&a, &b| falling(values[a], values[b]));
+        order.sort_by_key(|&index| Reverse(key(values[index])));
         order.truncate(k);
         order
     }

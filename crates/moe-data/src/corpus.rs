@@ -35,13 +35,14 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Opens a [built-in corpus](crate::BUILTIN_CORPORA) by name, or a path; a built-in name wins over a file of that name
-    /// (write `./sotu` for the file). Names that end in `.gz` are decompressed.
+    /// Opens a [built-in corpus](crate::BUILTIN_CORPORA) by name, or a path; a built-in name wins
+    /// over a file of that name (write `./sotu` for the file). Names that end in `.gz` are
+    /// decompressed.
     ///
     /// - A directory in WikiText layout: `wiki.{train,valid,test}.tokens`, else
     ///   `{train,valid,test}.txt`, each file plain or with `.gz` appended.
-    /// - A file named `enwik8` or `text8` (or `.gz` of it): cut at 90 % and 95 % of the bytes, which
-    ///   are the published 90 M / 5 M / 5 M for the published 100,000,000 bytes.
+    /// - A file named `enwik8` or `text8` (or `.gz` of it): cut at 90 % and 95 % of the bytes,
+    ///   which are the published 90 M / 5 M / 5 M for the published 100,000,000 bytes.
     /// - Any other file: the last 5 % of the bytes are the test split and the 5 % before are the
     ///   valid split. Each cut moves back to the end of a line if one ends in the 2.5 % before it,
     ///   else it stays, moved back by at most 3 bytes so as not to divide a UTF-8 character.

@@ -92,7 +92,7 @@ fn line_cuts(text: &[u8]) -> [usize; 2] {
     })
 }
 
-/// The first byte of the UTF-8 character that `at` lies in; `at` itself in bytes that are not UTF-8.
+/// The first byte of the UTF-8 character that `at` lies in; `at` itself where there is no UTF-8.
 fn character_start(text: &[u8], at: usize) -> usize {
     let is_continuation = |&position: &usize| text[position] & 0xC0 == 0x80;
     (at - 3..=at).rev().find(|position| !is_continuation(position)).unwrap_or(at)

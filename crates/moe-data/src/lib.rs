@@ -27,7 +27,7 @@
 //! | tokeniser | ids on `sotu` | reads | lossless |
 //! |---|---|---|---|
 //! | `byte` | 256 | any bytes | yes |
-//! | `word` | 21,778 (15,794 with `split-punctuation`) | UTF-8 | no |
+//! | `word` | 21,778 (15,794 with `split_punctuation`) | UTF-8 | no |
 //! | `bpe` | 50,257 | UTF-8 | yes |
 //!
 //! Array names end in their axes: `b` batch, `t` tokens.

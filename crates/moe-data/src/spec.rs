@@ -19,13 +19,13 @@ pub const DEFAULT_MIN_COUNT: usize = 3;
 ///
 /// ```toml
 /// tokenizer = "byte"   # or "word", or "bpe"
-/// tokenizer = { kind = "word", min-count = 5, split-punctuation = true }
+/// tokenizer = { kind = "word", min_count = 5, split_punctuation = true }
 /// tokenizer = { kind = "bpe-files", vocab = "vocab.json", merges = "merges.txt" }
 /// ```
 ///
 /// It is written as a table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+#[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum TokenizerSpec {
     /// One id per byte: 256 ids, any bytes, nothing lost.
     Byte,
@@ -98,7 +98,6 @@ impl<'de> Visitor<'de> for NameOrTable {
 #[serde(
     tag = "kind",
     rename_all = "kebab-case",
-    rename_all_fields = "kebab-case",
     deny_unknown_fields
 )]
 enum Table {

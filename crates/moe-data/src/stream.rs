@@ -87,8 +87,8 @@ impl TokenStream {
         self.is_lossless().then_some(nats_per_token / LN_2 * tokens_per_byte)
     }
 
-    /// Cross-entropy in nats per token of a split under the unigram distribution of the train split,
-    /// add-one smoothed: `p(v) = (n_train(v) + 1) / (N_train + vocab_size)`. A model that uses
+    /// Cross-entropy in nats per token of a split under the unigram distribution of the train
+    /// split, add-one smoothed: `p(v) = (n_train(v) + 1) / (N_train + vocab_size)`. A model that uses
     /// context at all has to be below it.
     pub fn unigram_nll(&self, split: Split) -> f64 {
         let fitted = self.counts(Split::Train);
@@ -116,8 +116,8 @@ impl TokenStream {
     ///
     /// The batch is a function of the arguments and the train tokens, so that resuming at a step
     /// needs no generator state. The draws are the same on every platform: row `b` starts at
-    /// `floor(r_b * n / 2^64)`, where `r_0, r_1, …` are the first 64-bit outputs (low word first) of
-    /// ChaCha8 with the 32-byte key `seed` (8 bytes, little-endian) followed by the ASCII bytes
+    /// `floor(r_b * n / 2^64)`, where `r_0, r_1, …` are the first 64-bit outputs (low word first)
+    /// of ChaCha8 with the 32-byte key `seed` (8 bytes, little-endian) followed by the ASCII bytes
     /// `moe-data/train-windows/1`, with `step` as the 64-bit stream and block counter 0.
     ///
     /// # Errors

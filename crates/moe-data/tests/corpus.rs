@@ -195,7 +195,8 @@ proptest! {
     ) {
         let corpus = cut(&bytes);
         prop_assert_eq!(texts(&corpus).concat(), bytes.clone());
-        let [train, valid, test] = texts(&corpus).map(|text| text.len() as f64 / bytes.len() as f64);
+        let share = |text: &[u8]| text.len() as f64 / bytes.len() as f64;
+        let [train, valid, test] = texts(&corpus).map(share);
         prop_assert!(train > 0.85 && valid > 0.0 && test >= 0.04, "{} {} {}", train, valid, test);
     }
 

@@ -26,7 +26,7 @@ fn names_and_tables() {
         (r#"{ kind = "byte" }"#, TokenizerSpec::Byte),
         (r#"{ kind = "word" }"#, TokenizerSpec::WORD),
         (
-            r#"{ kind = "word", min-count = 1, split-punctuation = true }"#,
+            r#"{ kind = "word", min_count = 1, split_punctuation = true }"#,
             TokenizerSpec::Word { min_count: 1, split_punctuation: true },
         ),
         (r#"{ kind = "bpe-files", vocab = "v.json", merges = "m.txt" }"#, bpe_files()),
@@ -54,10 +54,10 @@ fn unknown_names_and_keys_are_refused() {
         ),
         ("3", "expected a tokeniser: `byte`, `word`, `bpe`, or a table with `kind`"),
         (r#"{ kind = "word", min_count = 3 }"#, "unknown field `min_count`"),
-        (r#"{ kind = "byte", min-count = 3 }"#, "unknown field `min-count`"),
+        (r#"{ kind = "byte", min_count = 3 }"#, "unknown field `min_count`"),
         (r#"{ kind = "bpe", vocab = "v.json" }"#, "unknown field `vocab`"),
         (r#"{ kind = "bpe-files", vocab = "v.json" }"#, "missing field `merges`"),
-        (r#"{ min-count = 3 }"#, "missing field `kind`"),
+        (r#"{ min_count = 3 }"#, "missing field `kind`"),
         (r#"{ kind = "bytes" }"#, "unknown variant `bytes`"),
     ];
     for (value, expected) in refused {

@@ -173,7 +173,9 @@ proptest! {
     }
 
     #[test]
-    fn evaluation_covers_each_target_once(tokens in 2_u8..200, batch in 1_usize..9, len in 1_usize..20) {
+    fn evaluation_covers_each_target_once(
+        tokens in 2_u8..200, batch in 1_usize..9, len in 1_usize..20,
+    ) {
         let stream = counting(9, tokens, 9);
         let targets_there = usize::from(tokens) - 1;
         prop_assume!(len <= targets_there);

@@ -11,9 +11,6 @@ use crate::env::Env;
 use crate::workspace::Workspace;
 use crate::{pipe, tidy};
 
-/// The packages that need no libtorch: their tests come first and tell soonest.
-const PLAIN: [&str; 3] = ["moe-core", "moe-data", "xtask"];
-
 /// A part of `cargo xtask test`, in the order they run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Step {
@@ -49,33 +46,46 @@ impl Step {
         if self == Self::Tidy {
             return tidy::run(workspace.root());
         }
-        let mut command = workspace.cargo(self.args());
-        self.adapt(&mut command, workspace, env);
+        let mut passed = true;
+        for line in self.lines() {
+            let mut command = workspace.cargo(line.split(' '));
+            self.adapt(&mut command, workspace, env);
+            passed &= self.start(command, counts)?;
+        }
+        Ok(passed)
+    }
+
+    /// The arguments of each cargo.
+    ///
+    /// `xtask` is kept apart: beside it, cargo would build dependencies of torch-sys with other
+    /// features, and with them torch-sys a second time, which takes minutes.
+    fn lines(self) -> &'static [&'static str] {
         match self {
-            Self::Plain | Self::Torch | Self::Doctest => {
-                if io::stdout().is_terminal() {
-                    command.env("CARGO_TERM_COLOR", "always");
-                }
-                counted(command, counts, &mut io::stdout())
-            }
-            _ => Ok(command.status().context("starting cargo")?.success()),
+            Self::Fmt => &["fmt --all --check"],
+            Self::Tidy => &[],
+            Self::Plain => &[
+                "test --no-fail-fast --tests -p moe-core -p moe-data",
+                "test --no-fail-fast --tests -p xtask",
+            ],
+            Self::Clippy => &[
+                "clippy --workspace --exclude xtask --all-targets -- -D warnings",
+                "clippy -p xtask --all-targets -- -D warnings",
+            ],
+            Self::Torch => &["test --no-fail-fast --tests --workspace --exclude xtask \
+                 --exclude moe-core --exclude moe-data"],
+            Self::Doctest => &["test --no-fail-fast --doc --workspace --exclude xtask"],
+            Self::Docs => &["doc --no-deps --workspace --exclude xtask", "doc --no-deps -p xtask"],
         }
     }
 
-    /// The arguments of cargo.
-    fn args(self) -> Vec<&'static str> {
-        let workspace = ["--workspace"];
-        match self {
-            Self::Fmt => vec!["fmt", "--all", "--check"],
-            Self::Tidy => vec![],
-            Self::Plain => [&TEST[..], &["--tests"], &each("-p")].concat(),
-            Self::Clippy => {
-                [&["clippy"], &workspace[..], &["--all-targets", "--", "-D", "warnings"]].concat()
-            }
-            Self::Torch => [&TEST[..], &["--tests"], &workspace, &each("--exclude")].concat(),
-            Self::Doctest => [&TEST[..], &["--doc"], &workspace].concat(),
-            Self::Docs => [&["doc"], &workspace[..], &["--no-deps"]].concat(),
+    fn start(self, mut command: Command, counts: &mut Counts) -> Result<bool> {
+        if !matches!(self, Self::Plain | Self::Torch | Self::Doctest) {
+            return Ok(command.status().context("starting cargo")?.success());
         }
+        if io::stdout().is_terminal() {
+            command.env("CARGO_TERM_COLOR", "always");
+        }
+        counted(command, counts, &mut io::stdout())
     }
 
     fn adapt(self, command: &mut Command, workspace: &Workspace, env: &Env) {
@@ -87,12 +97,6 @@ impl Step {
             workspace.add_loader_path(command, env);
         }
     }
-}
-
-const TEST: [&str; 2] = ["test", "--no-fail-fast"];
-
-fn each(option: &'static str) -> Vec<&'static str> {
-    PLAIN.iter().flat_map(|package| [option, *package]).collect()
 }
 
 /// Runs a `cargo test`, passes on what it says, and counts.
@@ -109,19 +113,19 @@ fn counted(command: Command, counts: &mut Counts, terminal: &mut impl Write) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn plain_and_torch_share_out_all_packages() {
-        assert_eq!(
-            Step::Plain.args().join(" "),
-            "test --no-fail-fast --tests -p moe-core -p moe-data -p xtask"
-        );
-        assert_eq!(
-            Step::Torch.args().join(" "),
-            "test --no-fail-fast --tests --workspace --exclude moe-core --exclude moe-data \
-             --exclude xtask"
-        );
+        let named = |step: Step, option: &str| -> BTreeSet<_> {
+            let words: Vec<_> = step.lines().iter().flat_map(|line| line.split(' ')).collect();
+            words.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1]).collect()
+        };
+        let (excluded, tested) = (named(Step::Torch, "--exclude"), named(Step::Plain, "-p"));
+        assert_eq!(excluded.len(), 3);
+        assert_eq!(excluded, tested);
     }
 
     #[test]

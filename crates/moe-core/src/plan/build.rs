@@ -131,7 +131,7 @@ fn running_sum(counts: impl Iterator<Item = usize>) -> Vec<usize> {
 
 /// Sorts items by key, stably and in linear time: where each key's items start (and the end), and
 /// the items' numbers in sorted order.
-pub(super) fn counting_sort(
+fn counting_sort(
     keys: impl Iterator<Item = usize> + Clone,
     key_count: usize,
 ) -> (Vec<usize>, Vec<usize>) {
@@ -145,4 +145,99 @@ pub(super) fn counting_sort(
         next[key] += 1;
     }
     (offsets, sorted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::array;
+
+    fn rows(plan: &SparsePlan) -> Vec<Vec<(usize, f64)>> {
+        (0..plan.experts()).map(|expert| plan.rows(expert).collect()).collect()
+    }
+
+    /// Three tokens; first choices 0, 0, 1, second ones 1, 2, 0.
+    fn choices() -> Choices {
+        let score_te = array![[0.5, 0.4, 0.1], [0.7, 0.1, 0.2], [0.3, 0.6, 0.1]];
+        Choices::top_k(score_te.view(), 2)
+    }
+
+    #[test]
+    fn from_choices_by_hand() {
+        let plan = SparsePlan::from_choices(&choices(), 3, None, DropOrder::Arrival).unwrap();
+        // Expert 0: first choice of tokens 0 and 1, then second choice of token 2; and so on.
+        let want = [vec![(0, 0.5), (1, 0.7), (2, 0.3)], vec![(2, 0.6), (0, 0.4)], vec![(1, 0.2)]];
+        assert_eq!(rows(&plan), want);
+        assert_eq!((plan.groups(), plan.tokens()), (1, 3));
+        let plan = SparsePlan::from_choices(&choices(), 3, Some(1), DropOrder::Arrival).unwrap();
+        assert_eq!(rows(&plan), [[(0, 0.5)], [(2, 0.6)], [(1, 0.2)]]);
+        // By falling first gate the tokens come 1, 2, 0.
+        let plan = SparsePlan::from_choices(&choices(), 3, Some(2), DropOrder::BatchPriority);
+        let want = [vec![(1, 0.7), (0, 0.5)], vec![(2, 0.6), (0, 0.4)], vec![(1, 0.2)]];
+        assert_eq!(rows(&plan.unwrap()), want);
+    }
+
+    #[test]
+    fn gates_may_change_after_queueing() {
+        let queue = Queue::of(&choices(), 3, Some(1), DropOrder::BatchPriority).unwrap();
+        let plan = SparsePlan::from_queue(&choices().renormalised(), &queue, 3).unwrap();
+        let want = [[(1, 0.7 / (0.7 + 0.2))], [(2, 0.6 / (0.6 + 0.3))], [(1, 0.2 / (0.7 + 0.2))]];
+        assert_eq!(rows(&plan), want);
+    }
+
+    #[test]
+    fn a_queue_of_other_choices_is_refused() {
+        let queue = Queue::of(&choices(), 3, None, DropOrder::Arrival).unwrap();
+        let other = Choices::top_k(array![[0.5, 0.5]].view(), 2);
+        let error = SparsePlan::from_queue(&other, &queue, 2).unwrap_err().to_string();
+        assert_eq!(error, "kept_tk has shape [3, 2], but [1, 2] was expected");
+        let error = SparsePlan::from_queue(&choices(), &queue, 2).unwrap_err();
+        assert_eq!(error, PlanError::Expert { token: 1, rank: 1, expert: 2, experts: 2 });
+    }
+
+    #[test]
+    fn expert_choice_by_hand() {
+        let weight_te = array![[0.9, 0.1], [0.2, 0.8], [0.6, 0.8]];
+        let plan = SparsePlan::expert_choice(weight_te.view(), 2).unwrap();
+        assert_eq!(rows(&plan), [[(0, 0.9), (2, 0.6)], [(1, 0.8), (2, 0.8)]]);
+        assert_eq!(SparsePlan::expert_choice(weight_te.view(), 9).unwrap().load(), [3, 3]);
+        assert_eq!(SparsePlan::expert_choice(weight_te.view(), 0).unwrap().load(), [0, 0]);
+        let nothing = SparsePlan::expert_choice(ndarray::Array2::zeros((3, 0)).view(), 1);
+        assert_eq!(nothing, Err(PlanError::NoExperts));
+    }
+
+    #[test]
+    fn stack_by_hand() {
+        let one = SparsePlan::from_lists(2, &[vec![(1, 0.5)], vec![(0, 0.25)]]).unwrap();
+        let two = SparsePlan::from_lists(2, &[vec![(0, 1.0), (1, 2.0)], vec![]]).unwrap();
+        let stacked = SparsePlan::stack(&[one.clone(), two.clone()]).unwrap();
+        assert_eq!(rows(&stacked), [vec![(1, 0.5), (2, 1.0), (3, 2.0)], vec![(0, 0.25)]]);
+        assert_eq!((stacked.groups(), stacked.tokens()), (2, 2));
+        assert_eq!((stacked.group(0), stacked.group(1)), (one.clone(), two));
+        let taller = SparsePlan::stack(&[stacked.clone(), one.clone()]).unwrap();
+        assert_eq!((taller.groups(), taller.group(2)), (3, one));
+        assert_eq!(taller.group_load(1), [2, 0]);
+    }
+
+    #[test]
+    fn misfits_do_not_stack() {
+        let of = |tokens, experts| SparsePlan::from_lists(tokens, &vec![vec![]; experts]).unwrap();
+        assert_eq!(SparsePlan::stack(&[]), Err(PlanError::NoGroups));
+        for other in [of(3, 2), of(2, 3)] {
+            let error = SparsePlan::stack(&[of(2, 2), other]).unwrap_err();
+            assert!(matches!(error, PlanError::Shape { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "group 1 of a plan of 1 groups")]
+    fn a_group_too_far_panics() {
+        SparsePlan::from_lists(1, &[vec![]]).unwrap().group(1);
+    }
+
+    #[test]
+    fn counting_sort_is_stable() {
+        let sorted = counting_sort([2, 0, 2, 0, 3].into_iter(), 4);
+        assert_eq!(sorted, (vec![0, 2, 2, 4, 5], vec![1, 3, 0, 2, 4]));
+    }
 }

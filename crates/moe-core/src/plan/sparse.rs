@@ -164,3 +164,80 @@ impl SparsePlan {
             .map(move |(token, weight)| (token - first, weight))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two groups of two tokens, three experts: expert 0 reads tokens 1 and 2, expert 2 tokens 1,
+    /// 3 and 2.
+    fn plan() -> SparsePlan {
+        let weight_n = vec![0.5, 1.0, 0.25, -2.0, 0.0];
+        SparsePlan::from_parts(2, 2, vec![0, 2, 2, 5], vec![1, 2, 1, 3, 2], weight_n).unwrap()
+    }
+
+    #[test]
+    fn accessors_by_hand() {
+        let plan = plan();
+        assert_eq!((plan.groups(), plan.tokens(), plan.all_tokens(), plan.experts()), (2, 2, 4, 3));
+        assert_eq!(plan.offsets(), [0, 2, 2, 5]);
+        assert_eq!(plan.token_n(), [1, 2, 1, 3, 2]);
+        assert_eq!(plan.weight_n(), [0.5, 1.0, 0.25, -2.0, 0.0]);
+        assert_eq!((plan.span(0), plan.span(1), plan.span(2)), (0..2, 2..2, 2..5));
+        assert_eq!(plan.rows(2).collect::<Vec<_>>(), [(1, 0.25), (3, -2.0), (2, 0.0)]);
+        assert_eq!(plan.rows(1).count(), 0);
+        assert_eq!(plan.load(), [2, 0, 3]);
+        assert_eq!((plan.group_load(0), plan.group_load(1)), (vec![1, 0, 1], vec![1, 0, 2]));
+    }
+
+    #[test]
+    fn from_parts_refuses_each_broken_invariant() {
+        let refused = |offsets: &[usize], token_n: &[usize], weight_n: &[f64]| {
+            let parts = (offsets.to_vec(), token_n.to_vec(), weight_n.to_vec());
+            SparsePlan::from_parts(2, 2, parts.0, parts.1, parts.2).unwrap_err()
+        };
+        assert_eq!(refused(&[], &[], &[]), PlanError::NoExperts);
+        assert_eq!(refused(&[0], &[], &[]), PlanError::NoExperts);
+        assert_eq!(refused(&[1, 1], &[0], &[1.0]), PlanError::OffsetStart { start: 1 });
+        let falls = PlanError::OffsetFalls { expert: 1, start: 2, end: 1 };
+        assert_eq!(refused(&[0, 2, 1, 2], &[0, 1], &[1.0, 1.0]), falls);
+        assert_eq!(
+            refused(&[0, 1], &[0, 1], &[1.0, 1.0]),
+            PlanError::OffsetEnd { end: 1, rows: 2 }
+        );
+        assert_eq!(refused(&[0, 2], &[0], &[1.0]), PlanError::OffsetEnd { end: 2, rows: 1 });
+        let shape = PlanError::Shape { what: "weight_n", expected: vec![1], got: vec![2] };
+        assert_eq!(refused(&[0, 1], &[0], &[1.0, 1.0]), shape);
+        let token = PlanError::Token { row: 1, expert: 1, token: 4, tokens: 4 };
+        assert_eq!(refused(&[0, 1, 2], &[0, 4], &[1.0, 1.0]), token);
+        let order = PlanError::GroupOrder { row: 2, expert: 1, token: 1 };
+        assert_eq!(refused(&[0, 1, 3], &[0, 2, 1], &[1.0; 3]), order);
+        let twice = PlanError::Twice { expert: 1, token: 0 };
+        assert_eq!(refused(&[0, 1, 4], &[0, 0, 1, 0], &[1.0; 4]), twice);
+        for weight in [f64::INFINITY, f64::NEG_INFINITY] {
+            let error = PlanError::Weight { row: 1, expert: 0, token: 3, weight };
+            assert_eq!(refused(&[0, 2], &[0, 3], &[1.0, weight]), error);
+        }
+        assert!(matches!(refused(&[0, 1], &[0], &[f64::NAN]), PlanError::Weight { .. }));
+    }
+
+    #[test]
+    fn errors_name_the_culprit() {
+        let weight = PlanError::Weight { row: 7, expert: 2, token: 5, weight: f64::NAN };
+        let text = "row 7, expert 2 for token 5, has weight NaN, which is not finite";
+        assert_eq!(weight.to_string(), text);
+        let token = PlanError::Token { row: 7, expert: 2, token: 5, tokens: 4 };
+        let text = "row 7 of expert 2 reads token 5, out of range: there are 4";
+        assert_eq!(token.to_string(), text);
+    }
+
+    #[test]
+    fn a_plan_may_be_empty_of_rows_and_of_tokens() {
+        for (groups, tokens) in [(0, 0), (1, 0), (0, 3), (2, 3)] {
+            let plan = SparsePlan::from_parts(groups, tokens, vec![0, 0], vec![], vec![]).unwrap();
+            assert_eq!((plan.load(), plan.all_tokens()), (vec![0], groups * tokens));
+        }
+        let token = PlanError::Token { row: 0, expert: 0, token: 0, tokens: 0 };
+        assert_eq!(SparsePlan::from_parts(1, 0, vec![0, 1], vec![0], vec![1.0]), Err(token));
+    }
+}

@@ -149,10 +149,10 @@ fn parts(text: &str, part_bytes: usize) -> impl Iterator<Item = &str> {
 /// The first place at or after `from` where cutting changes no id: before a space or line end that
 /// a visible character follows; the end of the text if there is none.
 ///
-/// [`WORD`] cuts the text there anyway: no alternative crosses from visible into white space, and in
-/// a longer run of white space `\s+(?!\S)` leaves the last character to what follows. It never looks
-/// behind, so the right part is cut alike; and the left part's last white space meets the end of the
-/// text where it met white space before, which `(?!\S)` does not tell apart.
+/// [`WORD`] cuts the text there anyway: no alternative crosses from visible into white space, and
+/// in a longer run of white space `\s+(?!\S)` leaves the last character to what follows. It never
+/// looks behind, so the right part is cut alike; and the left part's last white space meets the end
+/// of the text where it met white space before, which `(?!\S)` does not tell apart.
 fn safe_cut(text: &str, from: usize) -> usize {
     let is_safe = |&(at, byte): &(usize, &u8)| {
         matches!(byte, b' ' | b'\n')
@@ -224,7 +224,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parts_give_the_ids_of_the_whole(text in r"([a-z0-9'.,é\u{a0}\u{2003}]|\s| |'s| \n){0,60}") {
+        fn parts_give_the_ids_of_the_whole(
+            text in r"([a-z0-9'.,é\u{a0}\u{2003}]|\s| |'s| \n){0,60}",
+        ) {
             let whole = reference(&text);
             for part_bytes in [1, 3, 10] {
                 prop_assert_eq!(&GPT2.encode_in_parts(&text, part_bytes).unwrap(), &whole);

@@ -74,7 +74,8 @@ fn require_every_byte(ids: &HashMap<String, u32>, letters: &[char; 256]) -> Resu
     let mut bytes = letters.iter().zip(0_u8..=u8::MAX);
     match bytes.find(|(letter, _)| !ids.contains_key(letter.to_string().as_str())) {
         Some((letter, byte)) => Err(format!(
-            "not a byte-level vocabulary: byte {byte:#04x} needs the token `{letter}`, which is missing"
+            "not a byte-level vocabulary: byte {byte:#04x} needs the token `{letter}`, \
+             which is missing"
         )),
         None => Ok(()),
     }
@@ -172,7 +173,8 @@ mod tests {
     fn merges_that_are_no_pair_are_refused() {
         for line in ["a", "a b c", " a", "a ", ""] {
             let expected = format!(
-                "BPE merges `m.txt`, line 2: expected two tokens with one space between them: `{line}`"
+                "BPE merges `m.txt`, line 2: expected two tokens with one space between them: \
+                 `{line}`"
             );
             assert_eq!(merges_error(format!("a b\n{line}\n").as_bytes()), expected);
         }
