@@ -1,5 +1,9 @@
 //! What each subcommand does.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line tool talks to its terminal"
+)]
 
 use crate::cli::{CompareArgs, EvalArgs, PapersArgs, SplitArg, TrainArgs};
 use crate::compare::{Comparison, default_out};
@@ -44,13 +48,15 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     let stem = args.recipe.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
     let dir = RunDir(args.out.clone().unwrap_or_else(|| default_out(&stem)));
     if dir.metrics().exists() && !args.resume {
-        let message = format!("{}: there is a run already; --resume goes on with it", dir.0.display());
+        let message =
+            format!("{}: there is a run already; --resume goes on with it", dir.0.display());
         return Err(Misuse::new(message).into());
     }
     let prepared = prepare(&recipe, device)?;
     if args.worker {
         worker::stop_at_end_of_input(stop.clone());
-        let outcome = prepared.train(&dir, args.resume, &stop, &mut |event| worker::tell(&event))?;
+        let outcome =
+            prepared.train(&dir, args.resume, &stop, &mut |event| worker::tell(&event))?;
         worker::tell_end(&outcome);
         return Ok(());
     }
@@ -60,11 +66,15 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     match outcome {
         Outcome::Finished(metrics) => println!(
             "{}: validation loss {:.4}, perplexity {:.2}, {:.0} tokens/s",
-            dir.0.display(), metrics.valid_loss, metrics.valid_perplexity, metrics.tokens_per_second
+            dir.0.display(),
+            metrics.valid_loss,
+            metrics.valid_perplexity,
+            metrics.tokens_per_second
         ),
         Outcome::Stopped(step) => println!(
             "{}: stopped after step {step}; the same command with --out {} --resume goes on",
-            dir.0.display(), dir.0.display()
+            dir.0.display(),
+            dir.0.display()
         ),
     }
     Ok(())
@@ -111,13 +121,18 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let (report, bits) = (&line.report, line.bits_per_byte);
     println!("step {}, {} split, {} tokens", line.step, line.split, report.tokens);
     println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
-    println!("bits per byte {}", bits.map_or("undefined: the tokens lose text".into(), |b| format!("{b:.4}")));
+    println!(
+        "bits per byte {}",
+        bits.map_or("undefined: the tokens lose text".into(), |b| format!("{b:.4}"))
+    );
     for (index, layer) in report.layers.iter().enumerate() {
         let total: f64 = layer.load_e.iter().sum::<f64>().max(1.0);
         let shares: Vec<_> = layer.load_e.iter().map(|n| format!("{:.3}", n / total)).collect();
         println!(
             "sparse layer {index}: shares {}; gate entropy {:.3}; tokens left behind {:.2} %",
-            shares.join(" "), layer.gate_entropy, 100.0 * layer.fraction_tokens_left_behind
+            shares.join(" "),
+            layer.gate_entropy,
+            100.0 * layer.fraction_tokens_left_behind
         );
     }
     Ok(())
@@ -140,7 +155,9 @@ pub fn compare(args: &CompareArgs) -> Result<()> {
         println!("{out}/report.html  {out}/results.json");
     }
     if stopped {
-        eprintln!("stopped; finished runs are kept, and the same command with --out {out} continues");
+        eprintln!(
+            "stopped; finished runs are kept, and the same command with --out {out} continues"
+        );
         return Ok(());
     }
     let failed = results.rows.iter().filter(|row| row.error.is_some()).count();
@@ -160,7 +177,10 @@ pub fn report(dir: &Path) -> Result<()> {
         serde_json::from_str(&json).with_context(|| format!("cannot read {}", path.display()))?;
     ensure!(
         results.schema == crate::results::SCHEMA,
-        "{}: schema {}, expected {}", path.display(), results.schema, crate::results::SCHEMA
+        "{}: schema {}, expected {}",
+        path.display(),
+        results.schema,
+        crate::results::SCHEMA
     );
     crate::compare::write(dir, &results)?;
     println!("{}", render(&results, Style::Terminal));
@@ -179,8 +199,16 @@ pub fn doctor() -> Result<()> {
     println!("processor    {} with {}", found.cpu, found.cpu_features.join(" "));
     println!("threads      {}", hardware_threads());
     let place = moe_torch_sys::libtorch_directory();
-    println!("libtorch     {} in {}", found.libtorch, place.map_or("?".into(), |p| p.display().to_string()));
-    println!("CUDA         {:?}, {} devices", moe_torch_sys::load_cuda(), tch::Cuda::device_count());
+    println!(
+        "libtorch     {} in {}",
+        found.libtorch,
+        place.map_or("?".into(), |p| p.display().to_string())
+    );
+    println!(
+        "CUDA         {:?}, {} devices",
+        moe_torch_sys::load_cuda(),
+        tch::Cuda::device_count()
+    );
     let one = Tensor::ones([64, 64], (Kind::Float, Device::Cpu));
     let sum = one.matmul(&one).sum(Kind::Double).double_value(&[]);
     ensure!(sum == 64.0 * 64.0 * 64.0, "libtorch multiplies wrongly: {sum}");

@@ -224,7 +224,9 @@ impl Watch for Bars {
             CellEnd::Failed(error) => format!("{}: failed: {error}", Self::name(cell)),
             CellEnd::Stopped => format!("{}: stopped", Self::name(cell)),
         };
-        if let Some((bar, _)) = self.running.lock().expect("no panic holds the bars").remove(&cell.dir.0) {
+        if let Some((bar, _)) =
+            self.running.lock().expect("no panic holds the bars").remove(&cell.dir.0)
+        {
             bar.finish_and_clear();
         }
         if self.plain {

@@ -42,7 +42,8 @@ pub fn device_name(device: Device) -> String {
 /// Largest resident set of this process so far, bytes; 0 where the system does not say.
 pub fn peak_memory_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib = field(&status, "VmHWM").and_then(|v| v.split_whitespace().next()?.parse::<u64>().ok());
+    let kib =
+        field(&status, "VmHWM").and_then(|v| v.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }
 

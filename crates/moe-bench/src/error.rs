@@ -18,7 +18,9 @@ impl Misuse {
         let reason = reason.to_string();
         // Errors of inner parts begin with their own key: one path for both.
         match reason.split_once(": ") {
-            Some((key, rest)) if !path.is_empty() && is_key(key) => Self(format!("{path}.{key}: {rest}")),
+            Some((key, rest)) if !path.is_empty() && is_key(key) => {
+                Self(format!("{path}.{key}: {rest}"))
+            }
             _ if path.is_empty() || path == "." => Self(reason),
             _ => Self(format!("{path}: {reason}")),
         }
@@ -40,8 +42,14 @@ mod tests {
 
     #[test]
     fn paths_join() {
-        assert_eq!(Misuse::recipe("router", "top_k: 9 is too many").to_string(), "router.top_k: 9 is too many");
-        assert_eq!(Misuse::recipe("train.lr", "not a number: x").to_string(), "train.lr: not a number: x");
+        assert_eq!(
+            Misuse::recipe("router", "top_k: 9 is too many").to_string(),
+            "router.top_k: 9 is too many"
+        );
+        assert_eq!(
+            Misuse::recipe("train.lr", "not a number: x").to_string(),
+            "train.lr: not a number: x"
+        );
         assert_eq!(Misuse::recipe("", "unknown field `a`").to_string(), "unknown field `a`");
     }
 

@@ -91,7 +91,8 @@ impl Log {
         let steps: Vec<&StepReport> = self.lines.iter().filter_map(Line::as_train).collect();
         let train_seconds: f64 = steps.iter().map(|s| s.seconds).sum();
         let mut metrics = evals.last().map(|last| quality(last)).unwrap_or_default();
-        metrics.tokens_per_second = (tokens_per_step * steps.len()) as f64 / train_seconds.max(1e-9);
+        metrics.tokens_per_second =
+            (tokens_per_step * steps.len()) as f64 / train_seconds.max(1e-9);
         metrics.train_seconds = train_seconds;
         metrics.train_curve = steps.iter().map(|s| (s.step, s.loss)).collect();
         metrics.valid_curve = evals.iter().map(|e| (e.step, e.report.loss)).collect();
@@ -124,7 +125,8 @@ fn text_of(line: &Line) -> String {
 }
 
 fn read(path: &Path, step: u64) -> Result<Vec<Line>> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut lines = Vec::new();
     for (number, line) in text.lines().enumerate() {
         match serde_json::from_str::<Line>(line) {

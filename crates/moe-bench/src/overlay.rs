@@ -60,7 +60,8 @@ mod tests {
     #[test]
     fn numbers_words_and_nested_keys() {
         let got = after("seed = 1", &["seed=2", "train.lr = 1e-3", "data.source=my file.txt"]);
-        let want = "seed = 2\ntrain.lr = 1e-3\ndata.source = 'my file.txt'".parse::<Table>().unwrap();
+        let want =
+            "seed = 2\ntrain.lr = 1e-3\ndata.source = 'my file.txt'".parse::<Table>().unwrap();
         assert_eq!(got, want);
     }
 

@@ -18,7 +18,8 @@ pub fn list() -> String {
 /// Everything about one router, as Markdown.
 pub fn entry(paper: &Paper) -> String {
     let mut text = format!("## `{}`: {}\n\n", paper.id, paper.title);
-    let arxiv = if paper.arxiv.is_empty() { String::new() } else { format!(", arXiv {}", paper.arxiv) };
+    let arxiv =
+        if paper.arxiv.is_empty() { String::new() } else { format!(", arXiv {}", paper.arxiv) };
     // Writing to a string cannot fail, here and below.
     let _ = writeln!(text, "{}{arxiv}. {}\n", paper.authors, paper.idea);
     let _ = writeln!(text, "| equation | item |\n|---|---|");
@@ -50,10 +51,15 @@ fn settings(paper: &Paper, preset: &str) -> String {
     match (paper.config)(&given) {
         Err(error) => error.to_string(),
         Ok(config) => {
-            let pairs = config.settings().into_iter().map(|(key, value)| format!("{key} = {value}"));
+            let pairs =
+                config.settings().into_iter().map(|(key, value)| format!("{key} = {value}"));
             let pairs: Vec<_> = pairs.collect();
             let causal = if config.causal() { "causal" } else { "not causal" };
-            let all = if pairs.is_empty() { "nothing to set".into() } else { format!("`{}`", pairs.join(", ")) };
+            let all = if pairs.is_empty() {
+                "nothing to set".into()
+            } else {
+                format!("`{}`", pairs.join(", "))
+            };
             format!("{causal}; {all}")
         }
     }
@@ -81,7 +87,11 @@ mod tests {
     fn the_page_in_docs_is_this_one() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/papers.md");
         let written = std::fs::read_to_string(path).unwrap_or_default();
-        assert_eq!(written, page(), "run `cargo run -p moe-bench -- papers --markdown > docs/papers.md`");
+        assert_eq!(
+            written,
+            page(),
+            "run `cargo run -p moe-bench -- papers --markdown > docs/papers.md`"
+        );
     }
 
     #[test]

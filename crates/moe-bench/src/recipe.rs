@@ -163,7 +163,10 @@ impl CapacityRecipe {
                 Limit::Factor { factor, rule: self.rule, min: self.min }
             }
             (Some(factor), None) => {
-                return Err(Misuse::recipe("capacity.factor", format!("{factor} must be finite and above 0")));
+                return Err(Misuse::recipe(
+                    "capacity.factor",
+                    format!("{factor} must be finite and above 0"),
+                ));
             }
             (None, Some(0)) => return Err(Misuse::recipe("capacity.rows", "0 must be at least 1")),
             (None, Some(rows)) => Limit::Fixed(rows),
@@ -189,8 +192,9 @@ impl Recipe {
     /// # Errors
     /// As [`Self::read`].
     pub fn parse(text: &str, sets: &[String]) -> Result<Self, Misuse> {
-        let mut table: toml::Table =
-            text.parse().map_err(|e: toml::de::Error| Misuse::new(e.to_string().trim_end().to_owned()))?;
+        let mut table: toml::Table = text
+            .parse()
+            .map_err(|e: toml::de::Error| Misuse::new(e.to_string().trim_end().to_owned()))?;
         for set in sets {
             crate::overlay::set(&mut table, set)?;
         }
@@ -206,7 +210,9 @@ impl Recipe {
     /// The key and what is wrong.
     pub fn check(&self) -> Result<(), Misuse> {
         self.model.check().map_err(|e| Misuse::recipe("model", e))?;
-        self.train.check().map_err(|(key, reason)| Misuse::recipe(&format!("train.{key}"), reason))?;
+        self.train
+            .check()
+            .map_err(|(key, reason)| Misuse::recipe(&format!("train.{key}"), reason))?;
         let (sequence, context) = (self.train.sequence as i64, self.model.context);
         if sequence > context {
             let reason = format!("{sequence} exceeds model.context = {context}");

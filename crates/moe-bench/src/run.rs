@@ -247,8 +247,9 @@ pub fn load(dir: &Path, sets: &[String], device: Device) -> Result<Prepared> {
         return Err(Misuse::new(message).into());
     }
     let recipe = Recipe::read(&dir.recipe(), sets)?;
-    let newest = checkpoint::latest(&dir.checkpoints())?
-        .ok_or_else(|| Misuse::new(format!("{}: no checkpoint yet", dir.checkpoints().display())))?;
+    let newest = checkpoint::latest(&dir.checkpoints())?.ok_or_else(|| {
+        Misuse::new(format!("{}: no checkpoint yet", dir.checkpoints().display()))
+    })?;
     let mut prepared = prepare(&recipe, device)?;
     prepared.trainer_mut().resume(&newest)?;
     Ok(prepared)

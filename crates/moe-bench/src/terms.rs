@@ -22,10 +22,21 @@ pub fn terms(base: &Recipe, cells: &[Cell]) -> Result<Terms> {
         equal: vec![
             "data, and the batch of every step: a function of (seed, step)".into(),
             "initial weights of every tensor that has the same name and shape".into(),
-            format!("{} steps of {} tokens, optimiser, schedule", train.steps, train.batch * train.sequence),
-            format!("{} experts, of which a token uses a hidden width of {} on average", model.experts, model.active_hidden),
+            format!(
+                "{} steps of {} tokens, optimiser, schedule",
+                train.steps,
+                train.batch * train.sequence
+            ),
+            format!(
+                "{} experts, of which a token uses a hidden width of {} on average",
+                model.experts, model.active_hidden
+            ),
         ],
-        unequal: cells.iter().filter(|c| c.recipe.seed == cells[0].recipe.seed).flat_map(unequal).collect(),
+        unequal: cells
+            .iter()
+            .filter(|c| c.recipe.seed == cells[0].recipe.seed)
+            .flat_map(unequal)
+            .collect(),
     })
 }
 

@@ -36,7 +36,11 @@ impl Place {
         let text: String = (0..200).map(|i| format!("line {i} of a text\n")).collect();
         fs::write(dir.path().join("text.txt"), text).unwrap();
         let place = Self { dir };
-        fs::write(place.path("tiny.toml"), TINY.replace("DATA", &place.path("text.txt").display().to_string())).unwrap();
+        fs::write(
+            place.path("tiny.toml"),
+            TINY.replace("DATA", &place.path("text.txt").display().to_string()),
+        )
+        .unwrap();
         place
     }
 
@@ -46,7 +50,8 @@ impl Place {
 
     /// `moe train tiny.toml` with more arguments.
     fn train(&self, args: &[&str]) -> Said {
-        moe(&[&["train", &self.path("tiny.toml").display().to_string(), "--threads", "1"], args].concat())
+        moe(&[&["train", &self.path("tiny.toml").display().to_string(), "--threads", "1"], args]
+            .concat())
     }
 
     fn text(&self, name: &str) -> String {
@@ -111,7 +116,9 @@ fn stopping_and_resuming_gives_the_same_bytes_as_going_on() {
     let said = place.train(&["--out", &halves, "--set", "train.stop_after=4"]);
     assert!(said.out.contains("stopped after step 4"), "{}", said.out);
     assert_eq!(place.train(&["--out", &halves, "--resume"]).code, 0);
-    let model = |dir: &str| fs::read(Path::new(dir).join("checkpoints/step-000006/model.safetensors")).unwrap();
+    let model = |dir: &str| {
+        fs::read(Path::new(dir).join("checkpoints/step-000006/model.safetensors")).unwrap()
+    };
     assert!(model(&straight) == model(&halves), "weights differ");
     let losses = |dir: &str| -> Vec<String> {
         let text = fs::read_to_string(Path::new(dir).join("metrics.jsonl")).unwrap();
@@ -162,7 +169,11 @@ fn bad_data_names_the_file() {
     bytes[15] = 0xff;
     fs::write(place.path("latin.txt"), bytes).unwrap();
     let latin = show(&place.path("latin.txt"));
-    refused(&with(&latin, "data.tokenizer=word"), 1, &["data.tokenizer", "latin.txt", "15", "byte"]);
+    refused(
+        &with(&latin, "data.tokenizer=word"),
+        1,
+        &["data.tokenizer", "latin.txt", "15", "byte"],
+    );
     let said = with(&latin, "train.steps=1");
     assert_eq!(said.code, 0, "byte mode takes any bytes: {}", said.err);
 }
@@ -185,12 +196,37 @@ fn a_comparison_is_complete_continues_and_refuses_other_settings() {
     let out = show(&place.path("cmp"));
     let data = show(&place.path("text.txt"));
     let small = [
-        "--set", "model.width=8", "--set", "model.heads=2", "--set", "model.context=8", "--set", "model.layers=2",
-        "--set", "model.active_hidden=16", "--set", "train.sequence=8", "--set", "train.batch=2",
-        "--set", "train.eval_batches=1", "--set", "train.warmup=1",
+        "--set",
+        "model.width=8",
+        "--set",
+        "model.heads=2",
+        "--set",
+        "model.context=8",
+        "--set",
+        "model.layers=2",
+        "--set",
+        "model.active_hidden=16",
+        "--set",
+        "train.sequence=8",
+        "--set",
+        "train.batch=2",
+        "--set",
+        "train.eval_batches=1",
+        "--set",
+        "train.warmup=1",
     ];
     let compare = |steps: &str, more: &[&str]| {
-        let base = ["compare", "--routers", "dense,smoe:plain", "--seeds", "2", "--data", &data, "--out", &out];
+        let base = [
+            "compare",
+            "--routers",
+            "dense,smoe:plain",
+            "--seeds",
+            "2",
+            "--data",
+            &data,
+            "--out",
+            &out,
+        ];
         moe(&[&base, &small[..], &["--set", steps], more].concat())
     };
     let said = compare("train.steps=3", &[]);
@@ -198,7 +234,9 @@ fn a_comparison_is_complete_continues_and_refuses_other_settings() {
     assert!(said.out.contains("smoe:plain") && said.out.contains("no verdict"), "{}", said.out);
     let results: serde_json::Value = serde_json::from_str(&place.text("cmp/results.json")).unwrap();
     assert_eq!(results["rows"].as_array().unwrap().len(), 4);
-    assert!(results["rows"].as_array().unwrap().iter().all(|row| row["metrics"]["valid_loss"].is_f64()));
+    assert!(
+        results["rows"].as_array().unwrap().iter().all(|row| row["metrics"]["valid_loss"].is_f64())
+    );
     assert!(place.text("cmp/report.html").contains("</html>"));
 
     // Finished runs are kept: nothing is trained again.
@@ -219,8 +257,25 @@ fn a_run_that_fails_is_a_row_and_exit_code_two() {
     let out = show(&place.path("cmp"));
     let data = show(&place.path("text.txt"));
     let said = moe(&[
-        "compare", "--routers", "dense,smoe", "--seeds", "1", "--data", &data, "--out", &out, "--set", "train.steps=30",
-        "--set", "train.lr=1e30", "--set", "train.sequence=8", "--set", "train.batch=2", "--set", "train.eval_batches=1",
+        "compare",
+        "--routers",
+        "dense,smoe",
+        "--seeds",
+        "1",
+        "--data",
+        &data,
+        "--out",
+        &out,
+        "--set",
+        "train.steps=30",
+        "--set",
+        "train.lr=1e30",
+        "--set",
+        "train.sequence=8",
+        "--set",
+        "train.batch=2",
+        "--set",
+        "train.eval_batches=1",
     ]);
     refused(&said, 2, &["runs failed; see the table"]);
     let results: serde_json::Value = serde_json::from_str(&place.text("cmp/results.json")).unwrap();
@@ -230,7 +285,11 @@ fn a_run_that_fails_is_a_row_and_exit_code_two() {
 
 #[test]
 fn flags_that_make_no_sense_are_misuse() {
-    refused(&moe(&["compare", "--routers", "nope"]), 1, &["unknown router `nope`", "expert-choice"]);
+    refused(
+        &moe(&["compare", "--routers", "nope"]),
+        1,
+        &["unknown router `nope`", "expert-choice"],
+    );
     refused(&moe(&["compare", "--preset", "huge"]), 1, &["--preset huge", "quick", "standard"]);
     refused(&moe(&["compare", "--routers", "dense,dense"]), 1, &["dense is there twice"]);
     refused(&moe(&["train"]), 1, &["RECIPE"]);

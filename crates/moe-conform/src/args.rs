@@ -51,6 +51,11 @@ impl<'a> Args<'a> {
         self.case.config.get(key)
     }
 
+    /// All given settings.
+    pub fn settings(&self) -> impl Iterator<Item = (String, Value)> + '_ {
+        self.case.config.iter().map(|(key, value)| (key.clone(), value.clone()))
+    }
+
     /// A number, or `default` if the key is absent.
     ///
     /// # Errors
@@ -67,9 +72,10 @@ impl<'a> Args<'a> {
         match self.key(key) {
             None => Ok(default),
             Some(Value::Null) => Ok(None),
-            Some(value) => {
-                value.as_f64().map(Some).ok_or_else(|| OpError::new(format!("{key}: {value} is no number")))
-            }
+            Some(value) => value
+                .as_f64()
+                .map(Some)
+                .ok_or_else(|| OpError::new(format!("{key}: {value} is no number"))),
         }
     }
 
@@ -85,7 +91,11 @@ impl<'a> Args<'a> {
     ///
     /// # Errors
     /// Names the key if it is neither.
-    pub fn usize_or_null(&self, key: &str, default: Option<usize>) -> Result<Option<usize>, OpError> {
+    pub fn usize_or_null(
+        &self,
+        key: &str,
+        default: Option<usize>,
+    ) -> Result<Option<usize>, OpError> {
         match self.f64_or_null(key, default.map(|n| n as f64))? {
             None => Ok(None),
             Some(v) if v >= 0.0 && v.fract() == 0.0 && v <= 1e15 => Ok(Some(v as usize)),
@@ -109,11 +119,19 @@ impl<'a> Args<'a> {
     ///
     /// # Errors
     /// Names the key and the choices; an unknown `preset` is `unknown`.
-    pub fn word(&self, key: &str, default: &'static str, choices: &[&'static str]) -> Result<&'static str, OpError> {
+    pub fn word(
+        &self,
+        key: &str,
+        default: &'static str,
+        choices: &[&'static str],
+    ) -> Result<&'static str, OpError> {
         let Some(value) = self.key(key) else { return Ok(default) };
         let found = choices.iter().find(|choice| value.as_str() == Some(choice));
         found.copied().ok_or_else(|| {
-            OpError::new(format!("{key}: unknown {key} {value}; choose one of {}", choices.join(", ")))
+            OpError::new(format!(
+                "{key}: unknown {key} {value}; choose one of {}",
+                choices.join(", ")
+            ))
         })
     }
 
@@ -194,7 +212,9 @@ impl<'a> Args<'a> {
     pub fn scalar(&self, name: &str) -> Result<f64, OpError> {
         let array = self.finite(name)?;
         let first = array.first().filter(|_| array.len() == 1);
-        first.copied().ok_or_else(|| OpError::new(format!("{name}: shape {:?} is no scalar", array.shape())))
+        first
+            .copied()
+            .ok_or_else(|| OpError::new(format!("{name}: shape {:?} is no scalar", array.shape())))
     }
 
     /// An input that may be absent.
@@ -230,7 +250,9 @@ impl<'a> Args<'a> {
     /// `missing`, or `range` for a number that is no such index.
     pub fn indices(&self, name: &str, below: usize) -> Result<ArrayD<usize>, OpError> {
         let array = self.finite(name)?;
-        if let Some(v) = array.iter().find(|v| v.fract() != 0.0 || !(0.0..below as f64).contains(*v)) {
+        if let Some(v) =
+            array.iter().find(|v| v.fract() != 0.0 || !(0.0..below as f64).contains(*v))
+        {
             return Err(OpError::new(format!("{name}: {v} is out of range 0..{below}")));
         }
         Ok(array.mapv(|v| v as usize))

@@ -13,7 +13,12 @@ pub fn read(value: &Value) -> Result<ArrayD<f64>, String> {
     ArrayD::from_shape_vec(IxDyn(&shape), values).map_err(|_| "shape: ragged array".into())
 }
 
-fn walk(value: &Value, depth: usize, shape: &mut Vec<usize>, values: &mut Vec<f64>) -> Result<(), String> {
+fn walk(
+    value: &Value,
+    depth: usize,
+    shape: &mut Vec<usize>,
+    values: &mut Vec<f64>,
+) -> Result<(), String> {
     let Value::Array(items) = value else {
         if depth != shape.len() {
             return Err("shape: ragged array".into());
@@ -52,7 +57,10 @@ mod tests {
 
     #[test]
     fn nested_scalar_and_words() {
-        assert_eq!(read(&json!([[1, 2.5], [3, 4]])).unwrap(), array![[1.0, 2.5], [3.0, 4.0]].into_dyn());
+        assert_eq!(
+            read(&json!([[1, 2.5], [3, 4]])).unwrap(),
+            array![[1.0, 2.5], [3.0, 4.0]].into_dyn()
+        );
         assert_eq!(read(&json!(7)).unwrap().ndim(), 0);
         assert_eq!(read(&json!([])).unwrap().shape(), [0]);
         let words = read(&json!(["inf", "-inf", "nan"])).unwrap();

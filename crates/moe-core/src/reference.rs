@@ -5,8 +5,10 @@
 //! **Invariant:** there is no hidden randomness. Every draw (noise, uniform numbers, masks) is an
 //! array with a name, handed in; a missing draw means that there is no noise.
 
-use crate::capacity::{CapacityError, CapacityPolicy};
-use crate::plan::{Plan, PlanError};
+use crate::capacity::{CapacityError, CapacityPolicy, DropOrder};
+use crate::plan::{Plan, PlanError, SparsePlan};
+use crate::queue::Queue;
+use crate::select::Choices;
 use ndarray::{Array2, ArrayView2};
 
 /// What a reference is given for one group of tokens.
@@ -34,12 +36,26 @@ pub struct HostInput<'a> {
     pub draws: &'a [(&'static str, Array2<f64>)],
     /// The recipe's capacity; `None`, unless set, stands for the paper's own.
     pub capacity: Option<&'a CapacityPolicy>,
+    /// What the sparse layer before this one decided; `None` unless set.
+    pub previous: Option<&'a HostRouting>,
+    /// Attention weights of the block, `[t, t]`; `None` unless set.
+    pub attention_tt: Option<ArrayView2<'a, f64>>,
+    /// Tokens that are padding, `[t]`; `None` unless set.
+    pub padding_t: Option<&'a [bool]>,
 }
 
 impl<'a> HostInput<'a> {
     /// An evaluation of these tokens, without draws, under the paper's own capacity.
     pub fn new(x_td: ArrayView2<'a, f64>) -> Self {
-        Self { x_td, train: false, draws: &[], capacity: None }
+        Self {
+            x_td,
+            train: false,
+            draws: &[],
+            capacity: None,
+            previous: None,
+            attention_tt: None,
+            padding_t: None,
+        }
     }
 
     /// Sets whether this is a training step.
@@ -55,6 +71,21 @@ impl<'a> HostInput<'a> {
     /// Sets the capacity.
     pub fn capacity(self, capacity: Option<&'a CapacityPolicy>) -> Self {
         Self { capacity, ..self }
+    }
+
+    /// Sets what the layer before decided.
+    pub fn previous(self, previous: Option<&'a HostRouting>) -> Self {
+        Self { previous, ..self }
+    }
+
+    /// Sets the attention weights.
+    pub fn attention(self, attention_tt: Option<ArrayView2<'a, f64>>) -> Self {
+        Self { attention_tt, ..self }
+    }
+
+    /// Sets which tokens are padding.
+    pub fn padding(self, padding_t: Option<&'a [bool]>) -> Self {
+        Self { padding_t, ..self }
     }
 
     /// The draw of this name.
@@ -81,11 +112,51 @@ impl<'a> HostInput<'a> {
     }
 }
 
+/// What the tokens of one group chose, and what became of the choices.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chosen {
+    /// Experts and weights in rank order.
+    pub choices: Choices,
+    /// Places in the experts' queues.
+    pub queue: Queue,
+    /// Number of experts.
+    pub experts: usize,
+    /// Rows that an expert keeps; `None` is all.
+    pub slots: Option<usize>,
+}
+
+impl Chosen {
+    /// Queues every choice at its expert, which keeps `room.0` rows in the order of `room.1`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::of`].
+    pub fn new(
+        choices: Choices,
+        experts: usize,
+        (slots, order): (Option<usize>, DropOrder),
+    ) -> Result<Self, PlanError> {
+        let queue = Queue::of(&choices, experts, slots, order)?;
+        Ok(Self { choices, queue, experts, slots })
+    }
+
+    /// The plan of the choices that were kept.
+    ///
+    /// # Errors
+    ///
+    /// A weight that is not finite.
+    pub fn plan(&self) -> Result<Plan, PlanError> {
+        SparsePlan::from_queue(&self.choices, &self.queue, self.experts).map(Plan::Sparse)
+    }
+}
+
 /// What a reference decided for one group of tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostRouting {
     /// Who computes what, and with what weight it comes back.
     pub plan: Plan,
+    /// What the tokens chose; `None` where they do not choose.
+    pub chosen: Option<Chosen>,
     /// Router logits before noise, `[t, e]`.
     pub logits_te: Array2<f64>,
     /// The distribution over experts before selection, `[t, e]`; rows sum to 1.

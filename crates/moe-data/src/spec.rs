@@ -95,11 +95,7 @@ impl<'de> Visitor<'de> for NameOrTable {
 /// The table form. Kinds without options are empty structs here, because serde lets unknown keys
 /// pass beside a unit variant.
 #[derive(Deserialize)]
-#[serde(
-    tag = "kind",
-    rename_all = "kebab-case",
-    deny_unknown_fields
-)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 enum Table {
     Byte {},
     Word {

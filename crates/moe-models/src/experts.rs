@@ -119,7 +119,9 @@ impl Experts {
     /// has. `[n, d] -> [n, d]`.
     pub fn forward(&self, x_nd: &Tensor, load_e: &Tensor) -> Tensor {
         match self.exec {
-            ExpertExec::Loop if self.count() == 1 => self.one_by_one()[0].forward(x_nd, self.activation),
+            ExpertExec::Loop if self.count() == 1 => {
+                self.one_by_one()[0].forward(x_nd, self.activation)
+            }
             ExpertExec::Loop => self.forward_loop(x_nd, load_e),
             ExpertExec::Grouped => self.forward_grouped(x_nd, load_e),
         }
@@ -143,7 +145,13 @@ impl Experts {
         let inner = each(&self.gate_ehd).into_iter().zip(each(&self.b1_eh)).zip(each(&self.b2_ed));
         outer
             .zip(inner)
-            .map(|((w1_hd, w2_dh), ((gate_hd, b1_h), b2_d))| One { w1_hd, gate_hd, w2_dh, b1_h, b2_d })
+            .map(|((w1_hd, w2_dh), ((gate_hd, b1_h), b2_d))| One {
+                w1_hd,
+                gate_hd,
+                w2_dh,
+                b1_h,
+                b2_d,
+            })
             .collect()
     }
 

@@ -207,7 +207,8 @@ impl DecoderLm {
         config.check()?;
         let (root, d) = (store.root(), config.width);
         let embedding_vd = root.matrix("embedding", &[vocab, d], 0.02);
-        let blocks = (0..config.layers).map(|layer| Block::new(&root, config, router, capacity, layer));
+        let blocks =
+            (0..config.layers).map(|layer| Block::new(&root, config, router, capacity, layer));
         let blocks = blocks.collect();
         let head_vd = match config.tied_embedding {
             true => embedding_vd.shallow_clone(),
@@ -244,7 +245,8 @@ impl DecoderLm {
             x_btd = self.sublayer(&Plain, &x_btd, &block.attention_norm, attend, &mut None)?;
             let feed = |x: &Tensor| block.feed(x, self.config.routing_group, cx, &mut traces);
             let residual = self.residual.as_ref();
-            x_btd = self.sublayer(residual, &x_btd, &block.feed_forward_norm, feed, &mut carried)?;
+            x_btd =
+                self.sublayer(residual, &x_btd, &block.feed_forward_norm, feed, &mut carried)?;
         }
         let logits_btv = self.final_norm.forward(&x_btd).linear(&self.head_vd, None::<&Tensor>);
         Ok(Output { logits_btv, traces })
@@ -273,10 +275,13 @@ impl DecoderLm {
 
     /// Parameters that one token uses: all but the experts it does not visit.
     pub fn active_params(&self, store: &ParamStore) -> usize {
-        let idle: f64 = self.sparse_layers().map(|layer| {
-            let bank = layer.experts.params_per_expert() * layer.experts.count() as usize;
-            bank as f64 * (1.0 - self.active_share)
-        }).sum();
+        let idle: f64 = self
+            .sparse_layers()
+            .map(|layer| {
+                let bank = layer.experts.params_per_expert() * layer.experts.count() as usize;
+                bank as f64 * (1.0 - self.active_share)
+            })
+            .sum();
         store.trainable_count() - idle.round() as usize
     }
 
@@ -312,7 +317,8 @@ impl Block {
             let shape = shape(experts, config.expert_hidden(router));
             FeedForward::Sparse(MoeLayer {
                 index: ((layer + 1) / config.moe_every - 1) as usize,
-                router: router.build(&params.child("router"), Dims { width: config.width, experts }),
+                router: router
+                    .build(&params.child("router"), Dims { width: config.width, experts }),
                 experts: Experts::new(&params.child("experts"), shape, ExpertExec::Loop),
                 capacity,
             })
@@ -321,7 +327,12 @@ impl Block {
             FeedForward::Dense(Experts::new(&params.child("dense"), shape, ExpertExec::Loop))
         };
         Self {
-            attention: Attention::new(&params.child("attention"), config.width, config.heads, output_scale),
+            attention: Attention::new(
+                &params.child("attention"),
+                config.width,
+                config.heads,
+                output_scale,
+            ),
             attention_norm: LayerNorm::new(&params.child("attention_norm"), config.width),
             feed_forward,
             feed_forward_norm: LayerNorm::new(&params.child("feed_forward_norm"), config.width),

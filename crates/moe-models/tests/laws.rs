@@ -1,7 +1,9 @@
 //! Laws of experts, layers and the language model.
 
 use moe_models::lm::cross_entropy;
-use moe_models::{Activation, DecoderLm, ExpertExec, ExpertShape, Experts, LmConfig, Norm, RoutingGroup};
+use moe_models::{
+    Activation, DecoderLm, ExpertExec, ExpertShape, Experts, LmConfig, Norm, RoutingGroup,
+};
 use moe_routers::tolerance::tolerance;
 use moe_routers::{PAPERS, ParamStore, Phase, RouteCx, SeededNoise, Settings, router_config};
 use tch::{Device, Kind, Tensor};
@@ -61,7 +63,8 @@ fn two_matrices_by_hand() {
         let value = Tensor::from_slice(value).view_as(&param.tensor);
         tch::no_grad(|| param.tensor.shallow_clone().copy_(&value));
     }
-    let y = experts.forward(&Tensor::from_slice(&[1f32, 2.0]).view([1, 2]), &Tensor::from_slice(&[1i64]));
+    let y = experts
+        .forward(&Tensor::from_slice(&[1f32, 2.0]).view([1, 2]), &Tensor::from_slice(&[1i64]));
     assert_eq!(Vec::<f32>::try_from(y.view([-1])).unwrap(), [43.0, 104.0]);
 }
 
@@ -99,7 +102,8 @@ fn every_parameter_of_every_model_gets_a_gradient() {
             let cx = RouteCx::new(Phase::Train { step: 0 }, &noise);
             let output = model.forward(&tokens(), &cx).unwrap();
             let aux = output.traces.iter().flat_map(|t| &t.aux);
-            let loss = aux.fold(cross_entropy(&output.logits_btv, &tokens()), |sum, a| sum + &a.value);
+            let loss =
+                aux.fold(cross_entropy(&output.logits_btv, &tokens()), |sum, a| sum + &a.value);
             loss.backward();
             for param in store.entries().iter() {
                 let grad = param.tensor.grad();
@@ -117,7 +121,8 @@ fn causal_routers_make_causal_models() {
         let causal = router_config(paper.id, &Settings::new()).unwrap().causal();
         let (_, model) = model(paper.id, &config);
         let noise = SeededNoise::eval(0, 0);
-        let logits = |x: &Tensor| model.forward(x, &RouteCx::new(Phase::Eval, &noise)).unwrap().logits_btv;
+        let logits =
+            |x: &Tensor| model.forward(x, &RouteCx::new(Phase::Eval, &noise)).unwrap().logits_btv;
         let (x, half) = (tokens(), 4);
         let late = x.narrow(1, half, half).remainder(5) + 5;
         let other = Tensor::cat(&[x.narrow(1, 0, half), late], 1);

@@ -10,10 +10,8 @@
 use crate::config::{ConfigError, Preset, RouterConfig, Settings, resolve, to_settings};
 use crate::params::Params;
 use crate::plan::ChoicesGtk;
-use crate::router::{Dims, Paper, RouteCx, Router, Routing, axes3};
-use moe_core::{
-    Choices, DropOrder, HostInput, HostRouting, Plan, Reference, RouteError, SparsePlan,
-};
+use crate::router::{Chosen, Dims, Paper, RouteCx, Router, Routing, axes3};
+use moe_core::{Choices, DropOrder, HostInput, HostRouting, Reference, RouteError};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -83,8 +81,10 @@ impl Router for Dense {
         let one_gt1 = Tensor::ones([g, t, 1], (x_gtd.kind(), x_gtd.device()));
         let expert_gtk = one_gt1.zeros_like().to_kind(Kind::Int64);
         let choices = ChoicesGtk::new(expert_gtk, one_gt1.shallow_clone());
+        let chosen = Chosen { choices, experts: 1, room: (None, DropOrder::Arrival) };
         Ok(Routing {
-            plan: choices.into_plan(1, None, DropOrder::Arrival),
+            plan: chosen.plan(),
+            chosen: Some(chosen),
             logits_gte: one_gt1.zeros_like(),
             gate_gte: one_gt1,
             aux: Vec::new(),
@@ -102,9 +102,10 @@ impl Reference for Host {
     fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
         let ones_t1 = Array2::ones((input.x_td.nrows(), 1));
         let choices = Choices::top_k(ones_t1.view(), 1);
-        let plan = SparsePlan::from_choices(&choices, 1, None, DropOrder::Arrival)?;
+        let chosen = moe_core::Chosen::new(choices, 1, (None, DropOrder::Arrival))?;
         Ok(HostRouting {
-            plan: Plan::Sparse(plan),
+            plan: chosen.plan()?,
+            chosen: Some(chosen),
             logits_te: Array2::zeros(ones_t1.dim()),
             gate_te: ones_t1,
             aux: Vec::new(),

@@ -131,7 +131,13 @@ impl Router for ExpertChoice {
             groups: g,
             tokens: t,
         });
-        Ok(Routing { plan, logits_gte, gate_gte: score_gte.detach(), aux: Vec::new() })
+        Ok(Routing {
+            plan,
+            chosen: None,
+            logits_gte,
+            gate_gte: score_gte.detach(),
+            aux: Vec::new(),
+        })
     }
 
     fn reference(&self) -> Box<dyn Reference> {
@@ -152,6 +158,7 @@ impl Reference for Host {
         let plan = SparsePlan::expert_choice(score_te.view(), self.config.room(t, e)?)?; // (3)
         Ok(HostRouting {
             plan: Plan::Sparse(plan),
+            chosen: None,
             logits_te,
             gate_te: score_te,
             aux: Vec::new(),

@@ -50,7 +50,7 @@ pub use config::{ConfigError, Preset, RouterConfig, Settings};
 pub use noise::{Noise, SeededNoise, Site};
 pub use params::{Init, Param, ParamStore, Params, Role};
 pub use plan::TensorPlan;
-pub use router::{Aux, Dims, Paper, Phase, RouteCx, Router, Routing};
+pub use router::{Aux, Chosen, Dims, Paper, Phase, RouteCx, Router, Routing};
 
 /// Every router of this crate: controls first, then by year.
 pub const PAPERS: &[&Paper] = &[

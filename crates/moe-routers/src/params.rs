@@ -8,6 +8,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use std::cell::RefCell;
+use std::collections::HashMap;
 use tch::{Device, Kind, Tensor};
 
 /// Initial values.
@@ -47,13 +48,22 @@ pub struct ParamStore {
     seed: u64,
     device: Device,
     kind: Kind,
+    /// Values that take the place of initial ones.
+    given: HashMap<String, Tensor>,
     entries: RefCell<Vec<Param>>,
 }
 
 impl ParamStore {
     /// An empty store; `seed` decides all initial values.
     pub fn new(seed: u64, device: Device, kind: Kind) -> Self {
-        Self { seed, device, kind, entries: RefCell::default() }
+        Self { seed, device, kind, given: HashMap::new(), entries: RefCell::default() }
+    }
+
+    /// The same store with these tensors, graph and all, in the place of initial values: weights
+    /// made elsewhere, or the output of another computation.
+    pub fn with_given(mut self, given: impl IntoIterator<Item = (String, Tensor)>) -> Self {
+        self.given.extend(given);
+        self
     }
 
     /// Where a model's modules register their parameters.
@@ -115,11 +125,20 @@ impl<'a> Params<'a> {
     /// Registers a new tensor.
     ///
     /// # Panics
-    /// If the name is taken: two modules would share a checkpoint entry.
+    /// If the name is taken: two modules would share a checkpoint entry; or if the value given for
+    /// it has another shape.
     pub fn add(&self, name: &str, shape: &[i64], init: Init, role: Role) -> Tensor {
         let name = self.full_name(name);
-        let value = self.store.value(&name, shape, init);
-        let tensor = value.set_requires_grad(role != Role::Buffer);
+        let tensor = match self.store.given.get(&name) {
+            Some(given) => {
+                assert_eq!(given.size(), shape, "{name} was given with another shape");
+                given.shallow_clone()
+            }
+            None => {
+                let value = self.store.value(&name, shape, init);
+                value.set_requires_grad(role != Role::Buffer)
+            }
+        };
         let mut entries = self.store.entries.borrow_mut();
         assert!(entries.iter().all(|p| p.name != name), "parameter {name} registered twice");
         entries.push(Param { name, tensor: tensor.shallow_clone(), role });
@@ -155,6 +174,16 @@ mod tests {
         assert_eq!(matrix(1, "w"), matrix(1, "w"));
         assert_ne!(matrix(1, "w"), matrix(2, "w"));
         assert_ne!(matrix(1, "w"), matrix(1, "v"));
+    }
+
+    #[test]
+    fn given_values_keep_their_graph() {
+        let source = Tensor::from_slice(&[2.0f32, 3.0]).set_requires_grad(true);
+        let store = ParamStore::new(0, Device::Cpu, Kind::Float)
+            .with_given([("w".to_owned(), &source * 2.0)]);
+        let w = store.root().constant("w", &[2], 0.0);
+        w.sum(Kind::Float).backward();
+        assert_eq!(Vec::<f32>::try_from(source.grad()).unwrap(), [2.0, 2.0]);
     }
 
     #[test]

@@ -87,22 +87,13 @@ impl ChoicesGtk {
     /// First choices of all tokens come before second ones; within a rank tokens come in the order
     /// that `order` says. The queue counts rejected choices too, so a place is free only if it was
     /// never taken.
-    pub fn into_plan(self, experts: i64, slots: Option<usize>, order: DropOrder) -> TensorPlan {
+    pub fn plan(&self, experts: i64, (slots, order): (Option<usize>, DropOrder)) -> TensorPlan {
         let (groups, tokens, k) = self.expert_gtk.size3().expect("[g, t, k]");
-        let mut choice_n = self.visiting_order(order);
-        if let Some(present_gtk) = &self.present_gtk {
-            let present_n = present_gtk.flatten(0, -1).index_select(0, &choice_n);
-            choice_n = choice_n.masked_select(&present_n);
-        }
-        let expert_n = self.expert_gtk.flatten(0, -1).index_select(0, &choice_n);
-        let queue_n = expert_n * groups + choice_n.divide_scalar_mode(tokens * k, "floor");
-        let mut row_n = queue_n.argsort_stable(true, 0, false);
-        let mut length_eg = queue_n.bincount(None::<Tensor>, experts * groups);
+        let (mut choice_n, place_n, mut length_eg) = self.queued(experts, order);
         if let Some(slots) = slots.map(|s| s.min((tokens * k) as usize) as i64) {
-            row_n = row_n.masked_select(&places(&queue_n, &row_n, &length_eg).lt(slots));
+            choice_n = choice_n.masked_select(&place_n.lt(slots));
             length_eg = length_eg.clamp_max(slots);
         }
-        let choice_n = choice_n.index_select(0, &row_n);
         TensorPlan::Sparse(SparseRows {
             token_n: choice_n.divide_scalar_mode(k, "floor"),
             weight_n: self.gate_gtk.flatten(0, -1).index_select(0, &choice_n),
@@ -112,9 +103,41 @@ impl ChoicesGtk {
         })
     }
 
+    /// The choices (as indices into the flattened `[g, t, k]`) sorted by expert, then by group, then
+    /// by place in the queue; their places; the lengths of the queues, `[e * g]`.
+    fn queued(&self, experts: i64, order: DropOrder) -> (Tensor, Tensor, Tensor) {
+        let (groups, tokens, k) = self.expert_gtk.size3().expect("[g, t, k]");
+        let mut choice_n = self.visiting_order(order);
+        if let Some(present_gtk) = &self.present_gtk {
+            let present_n = present_gtk.flatten(0, -1).index_select(0, &choice_n);
+            choice_n = choice_n.masked_select(&present_n);
+        }
+        let expert_n = self.expert_gtk.flatten(0, -1).index_select(0, &choice_n);
+        let queue_n = expert_n * groups + choice_n.divide_scalar_mode(tokens * k, "floor");
+        let row_n = queue_n.argsort_stable(true, 0, false);
+        let length_eg = queue_n.bincount(None::<Tensor>, experts * groups);
+        let place_n = places(&queue_n, &row_n, &length_eg);
+        (choice_n.index_select(0, &row_n), place_n, length_eg)
+    }
+
+    /// Choices of the same expert and group that queued earlier, `[g, t, k]`, rejected ones counted
+    /// too; -1 for a choice that never queued.
+    pub fn positions(&self, experts: i64, order: DropOrder) -> Tensor {
+        let (choice_n, place_n, _) = self.queued(experts, order);
+        let position = self.expert_gtk.full_like(-1).flatten(0, -1);
+        position.scatter(0, &choice_n, &place_n).view_as(&self.expert_gtk)
+    }
+
     /// Index into the flattened `[g, t, k]` of the choice visited first, second, …: `[g * k * t]`.
     fn visiting_order(&self, order: DropOrder) -> Tensor {
-        let (g, t, k) = self.expert_gtk.size3().expect("[g, t, k]");
+        let (_, _, k) = self.expert_gtk.size3().expect("[g, t, k]");
+        let rank_k1 = Tensor::arange(k, (Kind::Int64, self.expert_gtk.device())).view([k, 1]);
+        (self.visiting_tokens(order).unsqueeze(1) * k + rank_k1).flatten(0, -1)
+    }
+
+    /// The order in which tokens are visited, counted over all groups, `[g, t]`.
+    pub fn visiting_tokens(&self, order: DropOrder) -> Tensor {
+        let (g, t, _) = self.expert_gtk.size3().expect("[g, t, k]");
         let options = (Kind::Int64, self.expert_gtk.device());
         let token_gt = match order {
             DropOrder::Arrival => Tensor::arange(t, options).expand([g, t], false),
@@ -123,9 +146,7 @@ impl ChoicesGtk {
                 by_falling(&self.gate_gtk.sum_dim_intlist(-1, false, self.gate_gtk.kind()))
             }
         };
-        let first_g11 = (Tensor::arange(g, options) * t).view([g, 1, 1]);
-        let rank_k1 = Tensor::arange(k, options).view([k, 1]);
-        ((token_gt.unsqueeze(1) + first_g11) * k + rank_k1).flatten(0, -1)
+        token_gt + (Tensor::arange(g, options) * t).view([g, 1])
     }
 }
 
@@ -183,8 +204,7 @@ impl SparseRows {
         let tokens = self.tokens as usize;
         let expert_n = (0..).zip(to_host_i64(&self.load_e));
         let expert_n = expert_n.flat_map(|(e, n)| std::iter::repeat_n(e, n as usize));
-        let mut lists_ge =
-            vec![vec![Vec::new(); self.load_e.numel()]; self.groups as usize];
+        let mut lists_ge = vec![vec![Vec::new(); self.load_e.numel()]; self.groups as usize];
         let rows = to_host_i64(&self.token_n).into_iter().zip(to_host1(&self.weight_n));
         for ((token, weight), e) in rows.zip(expert_n) {
             let (token, e): (usize, usize) = (token as usize, e);

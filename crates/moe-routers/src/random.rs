@@ -12,10 +12,8 @@ use crate::config::{
 };
 use crate::params::Params;
 use crate::plan::ChoicesGtk;
-use crate::router::{Dims, Paper, RouteCx, Router, Routing, axes3, room};
-use moe_core::{
-    Choices, HostInput, HostRouting, Plan, Reference, RouteError, SparsePlan,
-};
+use crate::router::{Chosen, Dims, Paper, RouteCx, Router, Routing, axes3, room};
+use moe_core::{Choices, HostInput, HostRouting, Reference, RouteError};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -91,9 +89,11 @@ impl Router for Random {
         let u_gte = cx.uniform(DRAW, &logits_gte);
         let choices = ChoicesGtk::top_k(&u_gte, self.top_k as i64);
         let gate_gtk = choices.gate_gtk.ones_like() / self.top_k as f64;
-        let (slots, order) = room(cx.capacity, None, (t as usize, self.experts as usize, self.top_k))?;
+        let room = room(cx.capacity, None, (t as usize, self.experts as usize, self.top_k))?;
+        let chosen = Chosen { choices: choices.with_gates(gate_gtk), experts: self.experts, room };
         Ok(Routing {
-            plan: choices.with_gates(gate_gtk).into_plan(self.experts, slots, order),
+            plan: chosen.plan(),
+            chosen: Some(chosen),
             gate_gte: logits_gte.softmax(-1, logits_gte.kind()),
             logits_gte,
             aux: Vec::new(),
@@ -111,9 +111,11 @@ impl Reference for Random {
         let u_te = input.draw(DRAW).ok_or(RouteError::Missing { what: DRAW })?;
         let gate_tk = Array2::from_elem((t, self.top_k), 1.0 / self.top_k as f64);
         let choices = Choices::top_k(u_te, self.top_k).with_gates(gate_tk);
-        let (slots, order) = room(input.capacity, None, (t, e, self.top_k))?;
+        let room = room(input.capacity, None, (t, e, self.top_k))?;
+        let chosen = moe_core::Chosen::new(choices, e, room)?;
         Ok(HostRouting {
-            plan: Plan::Sparse(SparsePlan::from_choices(&choices, e, slots, order)?),
+            plan: chosen.plan()?,
+            chosen: Some(chosen),
             logits_te: Array2::zeros((t, e)),
             gate_te: Array2::from_elem((t, e), 1.0 / e as f64),
             aux: Vec::new(),
@@ -124,6 +126,7 @@ impl Reference for Random {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use moe_core::Plan;
 
     /// u = (0.2, 0.9, 0.5), k = 2: experts 1 and 2, half of each.
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::config::{ConfigError, RouterConfig, Settings};
 use crate::noise::{Noise, Site};
-use crate::plan::TensorPlan;
+use crate::plan::{ChoicesGtk, TensorPlan};
 use moe_core::{CapacityError, CapacityPolicy, DropOrder, Reference, RouteError};
 use std::fmt::Debug;
 use tch::Tensor;
@@ -69,12 +69,27 @@ pub struct RouteCx<'a> {
     pub noise: &'a dyn Noise,
     /// The recipe's capacity policy; `None` leaves the paper's own.
     pub capacity: Option<&'a CapacityPolicy>,
+    /// What the sparse layer before this one decided, for routers that look back.
+    pub previous: Option<&'a Routing>,
+    /// Attention weights of this block, mean or per head as the router says, for routers that read
+    /// them: `[g, t, t]`.
+    pub attention_gtt: Option<&'a Tensor>,
+    /// Tokens that are padding, `[g, t]`, bool: they take no place and leave every mean.
+    pub padding_gt: Option<&'a Tensor>,
 }
 
 impl<'a> RouteCx<'a> {
     /// The context of layer 0 under the paper's own capacity.
     pub fn new(phase: Phase, noise: &'a dyn Noise) -> Self {
-        Self { phase, layer: 0, noise, capacity: None }
+        Self {
+            phase,
+            layer: 0,
+            noise,
+            capacity: None,
+            previous: None,
+            attention_gtt: None,
+            padding_gt: None,
+        }
     }
 
     /// Whether this is a training step.
@@ -104,11 +119,31 @@ pub struct Aux {
     pub value: Tensor,
 }
 
+/// What the tokens chose, and the room they found.
+#[derive(Debug)]
+pub struct Chosen {
+    /// Experts and weights in rank order.
+    pub choices: ChoicesGtk,
+    /// Number of experts.
+    pub experts: i64,
+    /// Rows that an expert keeps of a group, `None` for all, and the order in which it takes them.
+    pub room: (Option<usize>, DropOrder),
+}
+
+impl Chosen {
+    /// The plan of the choices that find room.
+    pub fn plan(&self) -> TensorPlan {
+        self.choices.plan(self.experts, self.room)
+    }
+}
+
 /// What a router decided.
 #[derive(Debug)]
 pub struct Routing {
     /// Who computes what, with which weight.
     pub plan: TensorPlan,
+    /// What the tokens chose; `None` where they do not choose.
+    pub chosen: Option<Chosen>,
     /// Scores before noise and before selection, `[g, t, e]`.
     pub logits_gte: Tensor,
     /// How the token's attention is spread over the experts before selection, `[g, t, e]`; rows sum

@@ -23,11 +23,8 @@ use crate::convert::to_host;
 use crate::losses;
 use crate::params::Params;
 use crate::plan::ChoicesGtk;
-use crate::router::{Aux, Dims, Paper, RouteCx, Router, Routing, axes3, room};
-use moe_core::{
-    AuxForm, Choices, HostInput, HostRouting, Plan, Reference, RouteError, SparsePlan, balance,
-    score,
-};
+use crate::router::{Aux, Chosen, Dims, Paper, RouteCx, Router, Routing, axes3, room};
+use moe_core::{AuxForm, Choices, HostInput, HostRouting, Reference, RouteError, balance, score};
 use ndarray::{Array2, Axis};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -48,7 +45,10 @@ pub const PAPER: Paper = Paper {
         "presets `plain` and `smoe` differ in the order of softmax and selection; `normalize` makes them equal",
         "the balance loss keeps the scale of its `balance` form; coefficients are comparable only within one form",
     ],
-    unverified: &["OLMoE's loss weights (0.01 and z-loss 0.001)", "which balance form the presets' authors logged"],
+    unverified: &[
+        "OLMoE's loss weights (0.01 and z-loss 0.001)",
+        "which balance form the presets' authors logged",
+    ],
     presets: Config::PRESETS,
     compared: &["smoe", "plain"],
     control: false,
@@ -168,9 +168,11 @@ impl Router for Smoe {
         if z_weight > 0.0 {
             aux.push(Aux { name: "z", weight: z_weight, value: losses::z_loss(&logits_gte) });
         }
-        let (slots, order) = room(cx.capacity, None, (t as usize, e as usize, top_k))?;
+        let room = room(cx.capacity, None, (t as usize, e as usize, top_k))?;
+        let chosen = Chosen { choices, experts: e, room };
         Ok(Routing {
-            plan: choices.into_plan(e, slots, order),
+            plan: chosen.plan(),
+            chosen: Some(chosen),
             logits_gte,
             gate_gte: prob_gte.detach(),
             aux,
@@ -218,15 +220,22 @@ impl Reference for Host {
         if self.config.z_weight > 0.0 {
             aux.push(("z", balance::z_loss(logits_te.view())));
         }
-        let (slots, order) = room(input.capacity, None, (t, e, self.config.top_k))?;
-        let plan = SparsePlan::from_choices(&choices, e, slots, order)?;
-        Ok(HostRouting { plan: Plan::Sparse(plan), logits_te, gate_te: prob_te, aux })
+        let room = room(input.capacity, None, (t, e, self.config.top_k))?;
+        let chosen = moe_core::Chosen::new(choices, e, room)?;
+        Ok(HostRouting {
+            plan: chosen.plan()?,
+            chosen: Some(chosen),
+            logits_te,
+            gate_te: prob_te,
+            aux,
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use moe_core::Plan;
     use ndarray::array;
 
     /// `x = 1` and `W = (ln 1, ln 2, ln 3)^T`, so that `softmax = (1/6, 2/6, 3/6)`.
@@ -237,7 +246,8 @@ mod tests {
     fn by_hand() {
         let gate_ed = array![[0.0], [2f64.ln()], [3f64.ln()]];
         let x_td = array![[1.0]];
-        for (preset, want) in [("plain", [2. / 6., 3. / 6.]), ("smoe", [0.4, 0.6]), ("mixtral", [0.4, 0.6])]
+        for (preset, want) in
+            [("plain", [2. / 6., 3. / 6.]), ("smoe", [0.4, 0.6]), ("mixtral", [0.4, 0.6])]
         {
             let config = Config { z_weight: 1.0, ..Config::preset(preset) };
             let host = Host { gate_ed: gate_ed.clone(), config };

@@ -130,10 +130,10 @@ impl Router for SoftMoe {
         let kind = logits_gts.kind();
         let combine_gts = logits_gts.softmax(2, kind);
         let p = self.config.slots_per_expert as i64;
-        let per_expert = |x_gts: &Tensor| {
-            x_gts.view([g, t, s / p, p]).sum_dim_intlist(-1, false, None::<Kind>)
-        };
+        let per_expert =
+            |x_gts: &Tensor| x_gts.view([g, t, s / p, p]).sum_dim_intlist(-1, false, None::<Kind>);
         Ok(Routing {
+            chosen: None,
             gate_gte: per_expert(&combine_gts.detach()),
             logits_gte: per_expert(&logits_gts) / p as f64,
             plan: TensorPlan::Soft(SoftSlots {
@@ -184,6 +184,7 @@ impl Reference for Host {
         let combine_ts = score::softmax(logits_ts.view()); // (2)
         let p = self.config.slots_per_expert;
         Ok(HostRouting {
+            chosen: None,
             gate_te: per_expert(&combine_ts, p),
             logits_te: per_expert(&logits_ts, p) / p as f64,
             plan: Plan::Soft(SoftPlan { dispatch_ts, combine_ts, slots_per_expert: p }),

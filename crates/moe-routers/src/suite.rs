@@ -177,11 +177,7 @@ impl Case {
     }
 
     /// Worst error of everything that routing gives back.
-    fn value_error(
-        &self,
-        phase: Phase,
-        violations: &mut Vec<String>,
-    ) -> Result<f64, SuiteError> {
+    fn value_error(&self, phase: Phase, violations: &mut Vec<String>) -> Result<f64, SuiteError> {
         let routing = self.route(&self.x_gtd, phase)?;
         if let Err(error) = routing.plan.to_host() {
             violations.push(format!("broken plan: {error}"));
@@ -192,8 +188,11 @@ impl Case {
         for (g, want) in wanted.iter().enumerate() {
             let x_td = to_host(&self.x_gtd.get(g as i64));
             let y_td = want.plan.apply(x_td.view(), host_expert);
-            let pairs =
-                [(&y_gtd, &y_td), (&routing.logits_gte, &want.logits_te), (&routing.gate_gte, &want.gate_te)];
+            let pairs = [
+                (&y_gtd, &y_td),
+                (&routing.logits_gte, &want.logits_te),
+                (&routing.gate_gte, &want.gate_te),
+            ];
             for (got, want) in pairs {
                 worst = worst.max(matrix_error(&to_host(&got.get(g as i64)), want));
             }

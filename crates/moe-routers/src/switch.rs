@@ -11,17 +11,16 @@
 //! ```
 
 use crate::config::{
-    ConfigError, Preset, RouterConfig, Settings, check_positive, check_weight, resolve,
-    to_settings,
+    ConfigError, Preset, RouterConfig, Settings, check_positive, check_weight, resolve, to_settings,
 };
 use crate::convert::to_host;
 use crate::losses;
 use crate::params::Params;
 use crate::plan::ChoicesGtk;
-use crate::router::{Aux, Dims, Paper, RouteCx, Router, Routing, axes3, room};
+use crate::router::{Aux, Chosen, Dims, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{
-    AuxForm, CapacityPolicy, CapacityRule, Choices, DropOrder, HostInput, HostRouting, Limit, Plan,
-    Reference, RouteError, SparsePlan, balance, score,
+    AuxForm, CapacityPolicy, CapacityRule, Choices, DropOrder, HostInput, HostRouting, Limit,
+    Reference, RouteError, balance, score,
 };
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -150,9 +149,15 @@ impl Router for Switch {
             let value = losses::z_loss(&logits_gte);
             aux.push(Aux { name: "z", weight: self.config.z_weight, value });
         }
-        let (slots, order) = room(cx.capacity, Some(&self.config.policy(cx.training())), (t as usize, e as usize, 1))?;
+        let room = room(
+            cx.capacity,
+            Some(&self.config.policy(cx.training())),
+            (t as usize, e as usize, 1),
+        )?;
+        let chosen = Chosen { choices, experts: e, room };
         Ok(Routing {
-            plan: choices.into_plan(e, slots, order),
+            plan: chosen.plan(),
+            chosen: Some(chosen),
             logits_gte,
             gate_gte: prob_gte.detach(),
             aux,
@@ -186,15 +191,22 @@ impl Reference for Host {
         if self.config.z_weight > 0.0 {
             aux.push(("z", balance::z_loss(logits_te.view())));
         }
-        let (slots, order) = room(input.capacity, Some(&self.config.policy(input.train)), (t, e, 1))?;
-        let plan = SparsePlan::from_choices(&choices, e, slots, order)?;
-        Ok(HostRouting { plan: Plan::Sparse(plan), logits_te, gate_te: prob_te, aux })
+        let room = room(input.capacity, Some(&self.config.policy(input.train)), (t, e, 1))?;
+        let chosen = moe_core::Chosen::new(choices, e, room)?;
+        Ok(HostRouting {
+            plan: chosen.plan()?,
+            chosen: Some(chosen),
+            logits_te,
+            gate_te: prob_te,
+            aux,
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use moe_core::Plan;
     use ndarray::array;
 
     /// Two experts, `p = (1/4, 3/4)` for every token of six (`x = 1`, `W = (0, ln 3)^T`). Expert 1

@@ -14,21 +14,20 @@
 //! Algorithm 1 (vanilla) hands out places rank by rank in token order; Algorithm 2 (Batch
 //! Prioritised Routing) visits tokens by falling best gate.
 
-use crate::config::{
-    ConfigError, Preset, RouterConfig, Settings, check_positive, check_top_k, check_weight,
-    resolve, to_settings,
-};
+mod config;
+
+pub use config::{Config, PriorityScore, Rounding};
+
+use crate::config::{Preset, resolve};
 use crate::convert::to_host;
 use crate::losses;
-use crate::params::Params;
-use crate::plan::ChoicesGtk;
-use crate::router::{Aux, Dims, Paper, RouteCx, Router, Routing, axes3, room};
+use crate::plan::{ChoicesGtk, TensorPlan};
+use crate::router::{Aux, Chosen, Paper, RouteCx, Router, Routing, axes3};
 use moe_core::{
-    AuxForm, CapacityPolicy, CapacityRule, Choices, DropOrder, HostInput, HostRouting, Limit, Plan,
-    Reference, RouteError, SparsePlan, balance, score,
+    AuxForm, CapacityPolicy, Choices, HostInput, HostRouting, Plan, Reference, RouteError,
+    SparsePlan, balance, score,
 };
 use ndarray::{Array2, ArrayView2};
-use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 /// What it is.
@@ -40,7 +39,7 @@ pub const PAPER: Paper = Paper {
     idea: "Softmax over noisy logits, then top-k without renormalising; two losses even out gates and loads; batch priority gives scarce room to the tokens the router is surest of.",
     equations: &[
         ("(1)-(2)", "Host::route"),
-        ("(3)", "Config::policy"),
+        ("(3)", "Config::slots"),
         ("(8)", "moe_core::balance::importance"),
         ("A.2", "load_loss"),
         ("Algorithms 1, 2", "ChoicesGtk::into_plan"),
@@ -49,7 +48,9 @@ pub const PAPER: Paper = Paper {
         "capacity: the paper rounds k N P C / E (presets `paper*`); the released code takes the ceiling, raised to a multiple of 4 (presets `reference*`)",
         "a public re-implementation renormalises the k weights; paper and released code do not, nor do we",
     ],
-    unverified: &["the paper's full text was not at hand: statements about it are from two independent transcriptions"],
+    unverified: &[
+        "the paper's full text was not at hand: statements about it are from two independent transcriptions",
+    ],
     presets: Config::PRESETS,
     compared: &["paper"],
     control: false,
@@ -58,89 +59,6 @@ pub const PAPER: Paper = Paper {
 
 /// Name of the noise, standard normal, `[g, t, e]`; scaled by `noise_std / E` inside.
 pub const NOISE: &str = "noise";
-
-/// Settings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// Experts per token.
-    pub top_k: usize,
-    /// Noise standard deviation in units of `1 / E`.
-    pub noise_std: f64,
-    /// Capacity factor `C`; `null` means unlimited room.
-    pub capacity_factor: Option<f64>,
-    /// Rounding of the capacity (3).
-    pub capacity_rule: CapacityRule,
-    /// Order in which places are handed out.
-    pub order: DropOrder,
-    /// Weight of the importance loss.
-    pub importance_weight: f64,
-    /// Weight of the load loss.
-    pub load_weight: f64,
-    /// Weight of a GShard loss on the noisy probabilities (0 in the released configurations).
-    pub gshard_weight: f64,
-}
-
-impl Preset for Config {
-    const PRESETS: &'static [&'static str] =
-        &["paper", "paper_bpr", "reference", "reference_bpr"];
-
-    fn preset(name: &str) -> Self {
-        let (reference, bpr) = (name.starts_with("reference"), name.ends_with("_bpr"));
-        Self {
-            top_k: 2,
-            noise_std: 1.0,
-            capacity_factor: Some(1.05),
-            capacity_rule: if reference { CapacityRule::VmoeCeil4 } else { CapacityRule::VmoeRound },
-            order: if bpr { DropOrder::BatchPriority } else { DropOrder::Arrival },
-            importance_weight: 0.005,
-            load_weight: 0.005,
-            gshard_weight: 0.0,
-        }
-    }
-}
-
-impl Config {
-    /// (3): the paper's own room per expert.
-    fn policy(&self) -> CapacityPolicy {
-        let limit = self.capacity_factor.map_or(Limit::Unlimited, |factor| Limit::Factor {
-            factor,
-            rule: self.capacity_rule,
-            min: None,
-        });
-        CapacityPolicy { limit, order: self.order }
-    }
-}
-
-impl RouterConfig for Config {
-    fn settings(&self) -> Settings {
-        to_settings(self)
-    }
-
-    fn check(&self, experts: usize) -> Result<(), ConfigError> {
-        check_top_k(self.top_k, experts)?;
-        check_weight("noise_std", self.noise_std)?;
-        self.capacity_factor.map_or(Ok(()), |c| check_positive("capacity_factor", c))?;
-        check_weight("importance_weight", self.importance_weight)?;
-        check_weight("load_weight", self.load_weight)?;
-        check_weight("gshard_weight", self.gshard_weight)
-    }
-
-    fn active_experts(&self, _: usize) -> f64 {
-        self.top_k as f64
-    }
-
-    /// Later tokens' first choices come before earlier tokens' second ones, and batch priority lets
-    /// any token overtake: with limited room, causal only in arrival order with k = 1.
-    fn causal(&self) -> bool {
-        self.capacity_factor.is_none() || (self.top_k == 1 && self.order == DropOrder::Arrival)
-    }
-
-    fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {
-        let gate_ed = params.matrix("gate", &[dims.experts, dims.width], 0.02);
-        Box::new(VMoe { gate_ed, config: self.clone() })
-    }
-}
 
 /// The trainable router.
 #[derive(Debug)]
@@ -181,6 +99,51 @@ impl VMoe {
     }
 }
 
+/// Choices and plan for given probabilities, `[g, t, e]`: Algorithms 1 and 2.
+///
+/// With `normalize` weights are divided by the sum of the token's k gates; priority goes by the raw
+/// gates either way.
+///
+/// # Errors
+/// A capacity below 1.
+pub fn assign(
+    config: &Config,
+    prob_gte: &Tensor,
+    policy: Option<&CapacityPolicy>,
+) -> Result<(Chosen, TensorPlan), RouteError> {
+    let (_, t, e) = axes3(prob_gte);
+    let choices = ChoicesGtk::top_k(prob_gte, config.top_k as i64);
+    let room = config.room(policy, (t as usize, e as usize))?;
+    let chosen = Chosen { choices, experts: e, room };
+    let mut plan = chosen.plan();
+    if let (true, TensorPlan::Sparse(rows)) = (config.normalize, &mut plan) {
+        let sum_t = chosen.choices.gate_gtk.sum_dim_intlist(-1, false, None).flatten(0, -1);
+        rows.weight_n = &rows.weight_n / sum_t.index_select(0, &rows.token_n);
+    }
+    Ok((chosen, plan))
+}
+
+/// The same for one group on the host, `[t, e]`.
+///
+/// # Errors
+/// A capacity below 1, or a weight that is not finite.
+pub fn assign_host(
+    config: &Config,
+    prob_te: ArrayView2<'_, f64>,
+    policy: Option<&CapacityPolicy>,
+) -> Result<(moe_core::Chosen, Plan), RouteError> {
+    let choices = Choices::top_k(prob_te, config.top_k);
+    let chosen =
+        moe_core::Chosen::new(choices, prob_te.ncols(), config.room(policy, prob_te.dim())?)?;
+    if !config.normalize {
+        let plan = chosen.plan()?;
+        return Ok((chosen, plan));
+    }
+    let gates = chosen.choices.clone().renormalised();
+    let plan = SparsePlan::from_queue(&gates, &chosen.queue, chosen.experts)?;
+    Ok((chosen, Plan::Sparse(plan)))
+}
+
 /// (A.2). The gradient also flows through the threshold, to the clean logit that sets it.
 fn load_loss(clean_gte: &Tensor, noisy: &Noisy, k: i64) -> Tensor {
     let eta_gt1 = ChoicesGtk::top_k(&noisy.logits_gte, k).gate_gtk.narrow(-1, k - 1, 1);
@@ -191,16 +154,14 @@ fn load_loss(clean_gte: &Tensor, noisy: &Noisy, k: i64) -> Tensor {
 impl Router for VMoe {
     fn route(&self, x_gtd: &Tensor, cx: &RouteCx<'_>) -> Result<Routing, RouteError> {
         let clean_gte = x_gtd.linear(&self.gate_ed, None::<&Tensor>);
-        let (_, t, e) = axes3(&clean_gte);
         let noisy = self.noisy(&clean_gte, cx);
         let used_gte = noisy.as_ref().map_or(&clean_gte, |noisy| &noisy.logits_gte);
         let prob_gte = used_gte.softmax(-1, used_gte.kind()); // (2)
-        let choices = ChoicesGtk::top_k(&prob_gte, self.config.top_k as i64);
         let aux = self.aux(&clean_gte, noisy.as_ref(), &prob_gte);
-        let size = (t as usize, e as usize, self.config.top_k);
-        let (slots, order) = room(cx.capacity, Some(&self.config.policy()), size)?;
+        let (chosen, plan) = assign(&self.config, &prob_gte, cx.capacity)?;
         Ok(Routing {
-            plan: choices.into_plan(e, slots, order),
+            plan,
+            chosen: Some(chosen),
             logits_gte: clean_gte,
             gate_gte: prob_gte.detach(),
             aux,
@@ -218,7 +179,12 @@ struct Host {
 }
 
 impl Host {
-    fn aux(&self, clean_te: &Array2<f64>, noisy_te: Option<ArrayView2<'_, f64>>, prob_te: &Array2<f64>) -> Vec<(&'static str, f64)> {
+    fn aux(
+        &self,
+        clean_te: &Array2<f64>,
+        noisy_te: Option<ArrayView2<'_, f64>>,
+        prob_te: &Array2<f64>,
+    ) -> Vec<(&'static str, f64)> {
         let clean_prob_te = score::softmax(clean_te.view());
         let mut aux = vec![("importance", balance::importance(clean_prob_te.view()))]; // (8)
         if let Some(noisy_te) = noisy_te {
@@ -238,17 +204,13 @@ impl Host {
 impl Reference for Host {
     fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
         let clean_te = input.x_td.dot(&self.gate_ed.t());
-        let (t, e) = clean_te.dim();
-        let std = self.config.noise_std / e as f64;
+        let std = self.config.noise_std / clean_te.ncols() as f64;
         let noise_te = input.draw(NOISE).filter(|_| input.train && std > 0.0);
         let noisy_te = noise_te.map(|noise_te| &clean_te + &(&noise_te * std));
         let prob_te = score::softmax(noisy_te.as_ref().unwrap_or(&clean_te).view()); // (2)
-        let choices = Choices::top_k(prob_te.view(), self.config.top_k);
         let aux = self.aux(&clean_te, noisy_te.as_ref().map(|n| n.view()), &prob_te);
-        let size = (t, e, self.config.top_k);
-        let (slots, order) = room(input.capacity, Some(&self.config.policy()), size)?;
-        let plan = SparsePlan::from_choices(&choices, e, slots, order)?;
-        Ok(HostRouting { plan: Plan::Sparse(plan), logits_te: clean_te, gate_te: prob_te, aux })
+        let (chosen, plan) = assign_host(&self.config, prob_te.view(), input.capacity)?;
+        Ok(HostRouting { plan, chosen: Some(chosen), logits_te: clean_te, gate_te: prob_te, aux })
     }
 }
 

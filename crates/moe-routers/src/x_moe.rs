@@ -24,7 +24,7 @@ use crate::config::{
 use crate::convert::{to_host, to_host1};
 use crate::losses;
 use crate::params::Params;
-use crate::router::{Aux, Dims, Paper, RouteCx, Router, Routing, axes3, room};
+use crate::router::{Aux, Chosen, Dims, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{AuxForm, Reference, RouteError};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -276,9 +276,11 @@ impl Router for XMoe {
         let balance_gte = (&score_gte / self.config.tau0).softmax(-1, score_gte.kind());
         let first_gt1 = choices.expert_gtk.narrow(-1, 0, 1);
         let value = losses::load_balance(&balance_gte, &first_gt1, AuxForm::SumK); // (9)
-        let (slots, order) = room(cx.capacity, None, (t as usize, e as usize, self.config.top_k))?;
+        let room = room(cx.capacity, None, (t as usize, e as usize, self.config.top_k))?;
+        let chosen = Chosen { choices, experts: e, room };
         Ok(Routing {
-            plan: choices.into_plan(e, slots, order),
+            plan: chosen.plan(),
+            chosen: Some(chosen),
             gate_gte: logits_gte.detach().softmax(-1, logits_gte.kind()),
             logits_gte,
             aux: vec![Aux { name: "balance", weight: self.config.balance_weight, value }],

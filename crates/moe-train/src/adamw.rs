@@ -106,7 +106,10 @@ impl AdamW {
     /// writing to them restores it.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let pair = |s: &Moments| {
-            [(format!("{}.m", s.name), s.m.shallow_clone()), (format!("{}.v", s.name), s.v.shallow_clone())]
+            [
+                (format!("{}.m", s.name), s.m.shallow_clone()),
+                (format!("{}.v", s.name), s.v.shallow_clone()),
+            ]
         };
         self.moments.iter().flat_map(pair).collect()
     }

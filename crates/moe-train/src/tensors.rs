@@ -44,12 +44,12 @@ fn dtype_of(kind: Kind) -> Option<Dtype> {
 /// # Errors
 /// A tensor of a kind that is not stored.
 pub fn to_bytes(path: &Path, tensors: &[(String, Tensor)]) -> Result<Vec<u8>, CheckpointError> {
-    let refused =
-        |reason: String| CheckpointError::Format { path: path.to_owned(), reason };
+    let refused = |reason: String| CheckpointError::Format { path: path.to_owned(), reason };
     let mut owned = Vec::new();
     for (name, tensor) in tensors {
         let kind = tensor.kind();
-        let dtype = dtype_of(kind).ok_or_else(|| refused(format!("{name}: {kind:?} is not stored")))?;
+        let dtype =
+            dtype_of(kind).ok_or_else(|| refused(format!("{name}: {kind:?} is not stored")))?;
         let host = tensor.detach().to_device(Device::Cpu).contiguous();
         let mut bytes = vec![0; host.numel() * kind.elt_size_in_bytes()];
         host.copy_data_u8(&mut bytes, host.numel());
@@ -57,7 +57,8 @@ pub fn to_bytes(path: &Path, tensors: &[(String, Tensor)]) -> Result<Vec<u8>, Ch
     }
     let mut views = BTreeMap::new();
     for (name, dtype, shape, bytes) in &owned {
-        let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| refused(e.to_string()))?;
+        let view =
+            TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| refused(e.to_string()))?;
         views.insert(name.as_str(), view);
     }
     safetensors::serialize(views, None).map_err(|e| refused(e.to_string()))
@@ -88,7 +89,10 @@ pub fn restore(
     Ok(())
 }
 
-fn differences(stored: &BTreeMap<String, TensorView<'_>>, targets: &[(String, Tensor)]) -> Vec<String> {
+fn differences(
+    stored: &BTreeMap<String, TensorView<'_>>,
+    targets: &[(String, Tensor)],
+) -> Vec<String> {
     let wanted: BTreeMap<&str, Layout> =
         targets.iter().map(|(name, tensor)| (name.as_str(), Layout::of(tensor))).collect();
     let unexpected = stored.keys().filter(|name| !wanted.contains_key(name.as_str()));

@@ -87,10 +87,7 @@ impl TrainConfig {
         if let Some((key, _)) = counts.into_iter().find(|(_, n)| *n == 0) {
             return Err((key, "0 must be at least 1".into()));
         }
-        let below_one = [
-            ("adamw.beta1", self.adamw.beta1),
-            ("adamw.beta2", self.adamw.beta2),
-        ];
+        let below_one = [("adamw.beta1", self.adamw.beta1), ("adamw.beta2", self.adamw.beta2)];
         if let Some((key, v)) = below_one.into_iter().find(|(_, v)| !(0.0..1.0).contains(v)) {
             return Err((key, format!("{v} is outside 0..1")));
         }
@@ -133,7 +130,9 @@ pub enum TrainError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// Loss or gradient is NaN or infinite; the weights were not touched.
-    #[error("step {step}: {what} is {value}; the weights of step {step} are unharmed; lower train.lr or train.clip")]
+    #[error(
+        "step {step}: {what} is {value}; the weights of step {step} are unharmed; lower train.lr or train.clip"
+    )]
     NotFinite {
         /// The step that was not taken.
         step: u64,
@@ -225,7 +224,14 @@ impl Trainer {
         self.optimizer.step(lr);
         self.step += 1;
         let aux = aux_values(&output);
-        Ok(StepReport { step: self.step, loss, aux, grad_norm, lr, seconds: start.elapsed().as_secs_f64() })
+        Ok(StepReport {
+            step: self.step,
+            loss,
+            aux,
+            grad_norm,
+            lr,
+            seconds: start.elapsed().as_secs_f64(),
+        })
     }
 
     /// Evaluates on `split`; `batches` of `None` is the whole split.
@@ -283,7 +289,10 @@ fn weighted_aux(output: &Output) -> Tensor {
 fn aux_values(output: &Output) -> Vec<(String, f64)> {
     let layers = output.traces.iter();
     let named = layers.flat_map(|trace| {
-        trace.aux.iter().map(|aux| (format!("layer{}/{}", trace.layer, aux.name), aux.value.double_value(&[])))
+        trace
+            .aux
+            .iter()
+            .map(|aux| (format!("layer{}/{}", trace.layer, aux.name), aux.value.double_value(&[])))
     });
     named.collect()
 }

@@ -25,7 +25,8 @@ fn trainer_with(router: &str, width: i64) -> Trainer {
         active_hidden: 16,
         ..LmConfig::default()
     };
-    let train = TrainConfig { steps: 8, batch: 2, sequence: 8, warmup: 2, ..TrainConfig::default() };
+    let train =
+        TrainConfig { steps: 8, batch: 2, sequence: 8, warmup: 2, ..TrainConfig::default() };
     let store = ParamStore::new(5, Device::Cpu, Kind::Float);
     let router = router_config(router, &Settings::new()).unwrap();
     let model = DecoderLm::new(&store, &model, router.as_ref(), None, 256).unwrap();

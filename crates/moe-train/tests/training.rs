@@ -11,8 +11,23 @@ fn trainer(change: impl FnOnce(&mut TrainConfig)) -> Trainer {
     let text = b"abcabcabc ".repeat(60);
     let corpus = Corpus::from_bytes("abc", &text, &text, &text).unwrap();
     let data = Arc::new(TokenStream::new(&corpus, &TokenizerSpec::Byte).unwrap());
-    let model = LmConfig { width: 16, layers: 2, heads: 2, context: 16, experts: 4, active_hidden: 32, ..LmConfig::default() };
-    let mut train = TrainConfig { steps: 60, batch: 4, sequence: 16, lr: 1e-2, warmup: 4, ..TrainConfig::default() };
+    let model = LmConfig {
+        width: 16,
+        layers: 2,
+        heads: 2,
+        context: 16,
+        experts: 4,
+        active_hidden: 32,
+        ..LmConfig::default()
+    };
+    let mut train = TrainConfig {
+        steps: 60,
+        batch: 4,
+        sequence: 16,
+        lr: 1e-2,
+        warmup: 4,
+        ..TrainConfig::default()
+    };
     change(&mut train);
     let store = ParamStore::new(0, Device::Cpu, Kind::Float);
     let router = router_config("smoe", &Settings::new()).unwrap();
@@ -43,7 +58,8 @@ fn training_learns_and_evaluation_changes_nothing() {
 #[test]
 fn a_loss_that_is_not_finite_stops_before_the_update() {
     let mut trainer = trainer(|t| t.lr = 1e30);
-    let error = (0..20).find_map(|_| trainer.train_step().err()).expect("this learning rate diverges");
+    let error =
+        (0..20).find_map(|_| trainer.train_step().err()).expect("this learning rate diverges");
     assert!(matches!(error, TrainError::NotFinite { .. }), "{error}");
     let taken = trainer.steps_taken();
     assert!(trainer.train_step().is_err() && trainer.steps_taken() == taken);

@@ -4,16 +4,25 @@ use super::Finding;
 use super::tree::{Source, Tree};
 
 /// The crates of the workspace from the ground up, and those that each may build on.
-const EDGES: [(&str, &[&str]); 9] = [
+const EDGES: [(&str, &[&str]); 10] = [
     ("moe-core", &[]),
     ("moe-data", &["moe-core"]),
     ("moe-torch-sys", &[]),
     ("moe-routers", &["moe-core"]),
     ("moe-models", &["moe-core", "moe-routers", "moe-torch-sys"]),
+    ("moe-conform", &["moe-core", "moe-routers"]),
     ("moe-train", &["moe-core", "moe-data", "moe-routers", "moe-models", "moe-torch-sys"]),
     (
         "moe-bench",
-        &["moe-core", "moe-data", "moe-routers", "moe-models", "moe-train", "moe-torch-sys"],
+        &[
+            "moe-core",
+            "moe-data",
+            "moe-routers",
+            "moe-conform",
+            "moe-models",
+            "moe-train",
+            "moe-torch-sys",
+        ],
     ),
     (
         "benches",

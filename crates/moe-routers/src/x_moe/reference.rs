@@ -4,8 +4,7 @@ use super::gate::SUM_FLOOR;
 use super::{Config, Gate, NormalizeGates, SECOND, SecondPolicy};
 use crate::router::room;
 use moe_core::{
-    AuxForm, Choices, HostInput, HostRouting, Plan, Queue, Reference, RouteError, SparsePlan,
-    balance, score,
+    AuxForm, Choices, Chosen, HostInput, HostRouting, Queue, Reference, RouteError, balance, score,
 };
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 
@@ -86,9 +85,10 @@ impl Reference for Host {
         let (slots, order) = room(input.capacity, None, (t, e, self.config.top_k))?;
         let present_tk = self.present(&choices, input);
         let queue = Queue::of_present(&choices, present_tk.view(), e, slots, order)?;
-        let plan = SparsePlan::from_queue(&choices, &queue, e)?;
+        let chosen = Chosen { choices, queue, experts: e, slots };
         Ok(HostRouting {
-            plan: Plan::Sparse(plan),
+            plan: chosen.plan()?,
+            chosen: Some(chosen),
             gate_te: score::softmax(logits_te.view()),
             logits_te,
             aux: vec![("balance", balance)],
@@ -100,6 +100,7 @@ impl Reference for Host {
 mod tests {
     use super::*;
     use crate::config::Preset;
+    use moe_core::Plan;
     use ndarray::array;
 
     /// Projection = identity of the plane, embeddings along the axes, tau = tau0 = 0.3. The token
