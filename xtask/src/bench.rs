@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: builds the product with optimisation and runs its quick comparison.
+//! `cargo xtask bench` builds the product with optimisation and runs its quick comparison;
+//! `cargo xtask conform` builds it plainly and runs conformance cases.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,22 +18,46 @@ pub(crate) fn run(workspace: &Workspace, env: &Env, args: &[String]) -> Result<u
     let mut times = Times::start();
     set_up(workspace, env, false)?;
     times.lap("set-up");
-    build(workspace)?;
+    build(workspace, &["--release"])?;
     times.lap("build");
     let program = workspace.metadata()?.target_directory.join("release/moe");
-    let mut command = comparison(&program, args);
+    let code = run_program(workspace, env, comparison(&program, args))?;
+    times.lap("run");
+    times.print();
+    Ok(code)
+}
+
+/// Sets up, builds, runs the cases below the directory that `args` name, else the project's own.
+pub(crate) fn conform(workspace: &Workspace, env: &Env, args: &[String]) -> Result<u8> {
+    set_up(workspace, env, false)?;
+    build(workspace, &[])?;
+    let mut command = Command::new(workspace.metadata()?.target_directory.join("debug/moe"));
+    command.arg("conform").args(args);
+    if !names_a_directory(args) {
+        command.arg(workspace.root().join("conformance"));
+    }
+    run_program(workspace, env, command)
+}
+
+/// Whether a word of `args` is neither an option nor the value of `--backend`.
+fn names_a_directory(args: &[String]) -> bool {
+    let before = std::iter::once("").chain(args.iter().map(String::as_str));
+    args.iter().zip(before).any(|(arg, before)| !arg.starts_with('-') && before != "--backend")
+}
+
+fn run_program(workspace: &Workspace, env: &Env, mut command: Command) -> Result<u8> {
     if env.hides_rpaths() {
         workspace.add_loader_path(&mut command, env);
     }
-    let status =
-        run_to_end(&mut command).with_context(|| format!("starting {}", program.display()))?;
-    times.lap("run");
-    times.print();
+    let program = command.get_program().to_owned();
+    let status = run_to_end(&mut command)
+        .with_context(|| format!("starting {}", Path::new(&program).display()))?;
     Ok(exit_code(status))
 }
 
-fn build(workspace: &Workspace) -> Result<()> {
-    let status = workspace.cargo(["build", "--release", "-p", "moe-bench"]).status()?;
+fn build(workspace: &Workspace, profile: &[&str]) -> Result<()> {
+    let arguments = ["build", "-p", "moe-bench"].iter().chain(profile);
+    let status = workspace.cargo(arguments.copied()).status()?;
     if status.success() {
         return Ok(());
     }
@@ -80,6 +105,15 @@ mod tests {
 
     fn preset_with(args: &[&str]) -> usize {
         preset(&args.iter().map(ToString::to_string).collect::<Vec<_>>()).len()
+    }
+
+    #[test]
+    fn a_directory_of_the_user_wins() {
+        let names = |args: &[&str]| {
+            names_a_directory(&args.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert!(names(&["my/cases"]) && names(&["--json", "my/cases"]));
+        assert!(!names(&["--backend", "torch", "--json"]) && !names(&["--backend=all"]));
     }
 
     #[test]

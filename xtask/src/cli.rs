@@ -37,6 +37,12 @@ pub(crate) enum Action {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
     },
+    /// Run conformance cases with `moe conform ARGS`: the project's own unless a directory is named
+    Conform {
+        /// Arguments of `moe conform`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<String>,
+    },
     /// Check the conventions of the workspace
     Tidy,
 }
@@ -55,7 +61,7 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
-        assert_eq!(command_names(), ["setup", "doctor", "test", "bench", "tidy", "help"]);
+        assert_eq!(command_names(), ["setup", "doctor", "test", "bench", "conform", "tidy", "help"]);
     }
 
     #[test]

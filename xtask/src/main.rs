@@ -71,6 +71,7 @@ fn run(action: Action) -> Result<u8> {
         Action::Doctor => Ok(verdict(doctor::run(&workspace, &env))),
         Action::Test { only } => testing::run(&workspace, &env, &only).map(verdict),
         Action::Bench { args } => bench::run(&workspace, &env, &args),
+        Action::Conform { args } => bench::conform(&workspace, &env, &args),
         Action::Tidy => tidy::run(workspace.root()).map(verdict),
     }
 }

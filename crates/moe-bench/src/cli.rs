@@ -31,6 +31,8 @@ enum Command {
         /// Directory of a comparison.
         dir: PathBuf,
     },
+    /// Run conformance cases: numbers made elsewhere, on every implementation.
+    Conform(ConformArgs),
     /// Say what this machine offers and whether everything works.
     Doctor,
 }
@@ -141,6 +143,31 @@ pub struct CompareArgs {
     pub machine: MachineArgs,
 }
 
+/// Which implementations run conformance cases.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum BackendArg {
+    /// The plain references.
+    Reference,
+    /// The trainable forms.
+    Torch,
+    /// Both.
+    All,
+}
+
+/// Flags of `moe conform`.
+#[derive(Debug, Args)]
+pub struct ConformArgs {
+    /// Directory of cases, searched to its depth.
+    #[arg(default_value = "conformance")]
+    pub dir: PathBuf,
+    /// Which implementations.
+    #[arg(long, value_enum, default_value_t = BackendArg::All)]
+    pub backend: BackendArg,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
 fn parse_device(text: &str) -> Result<Device, String> {
     match text.split_once(':').unwrap_or((text, "0")) {
         ("cpu", "0") => Ok(Device::Cpu),
@@ -176,6 +203,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Eval(args) => commands::eval(&args),
         Command::Compare(args) => commands::compare(&args),
         Command::Report { dir } => commands::report(&dir),
+        Command::Conform(args) => crate::conform::run(&args),
         Command::Doctor => commands::doctor(),
     }
 }

@@ -8,6 +8,7 @@ pub mod cells;
 pub mod cli;
 pub mod commands;
 pub mod compare;
+pub mod conform;
 pub mod environment;
 pub mod error;
 pub mod log;

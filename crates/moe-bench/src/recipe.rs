@@ -20,7 +20,7 @@
 
 use crate::error::Misuse;
 use moe_core::{CapacityPolicy, CapacityRule, DropOrder, Limit};
-use moe_data::TokenizerSpec;
+use moe_data::{Corpus, TokenStream, TokenizerSpec};
 use moe_models::LmConfig;
 use moe_routers::{RouterConfig, Settings, router_config};
 use moe_train::TrainConfig;
@@ -73,6 +73,17 @@ pub struct DataRecipe {
 impl Default for DataRecipe {
     fn default() -> Self {
         Self { source: "sotu".into(), tokenizer: TokenizerSpec::Byte }
+    }
+}
+
+impl DataRecipe {
+    /// Reads and tokenises the data.
+    ///
+    /// # Errors
+    /// A source that cannot be read, or that its tokeniser cannot cut.
+    pub fn open(&self) -> Result<TokenStream, Misuse> {
+        let corpus = Corpus::open(&self.source).map_err(|e| Misuse::recipe("data.source", e))?;
+        TokenStream::new(&corpus, &self.tokenizer).map_err(|e| Misuse::recipe("data.tokenizer", e))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::log::{EvalLine, Log};
 use crate::recipe::Recipe;
 use crate::results::Metrics;
 use anyhow::{Context, Result};
-use moe_data::{Corpus, Split, TokenStream};
+use moe_data::{Split, TokenStream};
 use moe_models::DecoderLm;
 use moe_routers::ParamStore;
 use moe_train::{StepReport, Trainer, checkpoint};
@@ -109,10 +109,7 @@ pub struct Prepared {
 pub fn prepare(recipe: &Recipe, device: Device) -> Result<Prepared> {
     let recipe = recipe.resolved()?;
     recipe.check()?;
-    let corpus = Corpus::open(&recipe.data.source).map_err(|e| Misuse::recipe("data.source", e))?;
-    let data = TokenStream::new(&corpus, &recipe.data.tokenizer)
-        .map_err(|e| Misuse::recipe("data.tokenizer", e))?;
-    let data = Arc::new(data);
+    let data = Arc::new(recipe.data.open()?);
     let store = ParamStore::new(recipe.seed, device, Kind::Float);
     let (router, capacity) = (recipe.router.resolve()?, recipe.capacity()?);
     let vocab = data.vocab_size() as i64;

@@ -4,14 +4,14 @@ use crate::cells::Cell;
 use crate::recipe::Recipe;
 use crate::results::Terms;
 use anyhow::Result;
-use moe_data::{Corpus, Split, TokenStream};
+use moe_data::Split;
 
 /// The terms of a comparison of `cells`, all made from `base`.
 ///
 /// # Errors
 /// Data that cannot be read.
 pub fn terms(base: &Recipe, cells: &[Cell]) -> Result<Terms> {
-    let data = TokenStream::new(&Corpus::open(&base.data.source)?, &base.data.tokenizer)?;
+    let data = base.data.open()?;
     let (train, model) = (&base.train, &base.model);
     Ok(Terms {
         data: data.corpus().into(),

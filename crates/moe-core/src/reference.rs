@@ -5,7 +5,11 @@
 //! **Invariant:** there is no hidden randomness. Every draw (noise, uniform numbers, masks) is an
 //! array with a name, handed in; a missing draw means that there is no noise.
 
-use crate::capacity::{CapacityError, CapacityPolicy, DropOrder};
+mod error;
+
+pub use error::RouteError;
+
+use crate::capacity::{CapacityPolicy, DropOrder};
 use crate::plan::{Plan, PlanError, SparsePlan};
 use crate::queue::Queue;
 use crate::select::Choices;
@@ -126,7 +130,7 @@ pub struct Chosen {
 }
 
 impl Chosen {
-    /// Queues every choice at its expert, which keeps `room.0` rows in the order of `room.1`.
+    /// Queues every choice at its expert, which keeps `slots` rows, dropping in this order.
     ///
     /// # Errors
     ///
@@ -172,83 +176,6 @@ impl HostRouting {
     }
 }
 
-/// Why a reference refused its input.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RouteError {
-    /// An array has the wrong shape.
-    #[error("{what} has shape {got:?}, but {expected:?} was expected")]
-    Shape {
-        /// The array.
-        what: &'static str,
-        /// The shape it should have.
-        expected: (usize, usize),
-        /// The shape it has.
-        got: (usize, usize),
-    },
-    /// An array holds an infinity or a NaN.
-    #[error("{what} at {at:?} is {value}, not finite")]
-    NotFinite {
-        /// The array.
-        what: &'static str,
-        /// Where.
-        at: (usize, usize),
-        /// The value.
-        value: f64,
-    },
-    /// A token cannot choose that many experts.
-    #[error("top_k must be between 1 and the {experts} experts, but is {top_k}")]
-    TopK {
-        /// Choices asked for.
-        top_k: usize,
-        /// Experts there are.
-        experts: usize,
-    },
-    /// Something the settings need was not handed in.
-    #[error("{what} is missing")]
-    Missing {
-        /// What is needed.
-        what: &'static str,
-    },
-    /// A setting, or a number handed in, is outside its domain.
-    #[error("{key} {reason}")]
-    Setting {
-        /// Name of the setting.
-        key: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The capacity cannot be used.
-    #[error(transparent)]
-    Capacity(#[from] CapacityError),
-    /// The decisions do not make a plan.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-}
-
-impl RouteError {
-    /// Refuses an array with an infinity or a NaN.
-    ///
-    /// # Errors
-    ///
-    /// [`RouteError::NotFinite`], with the first such value.
-    pub fn check_finite(what: &'static str, values: ArrayView2<'_, f64>) -> Result<(), Self> {
-        match values.indexed_iter().find(|(_, value)| !value.is_finite()) {
-            Some((at, &value)) => Err(Self::NotFinite { what, at, value }),
-            None => Ok(()),
-        }
-    }
-
-    /// Refuses a `top_k` below 1 or above the number of experts.
-    ///
-    /// # Errors
-    ///
-    /// [`RouteError::TopK`].
-    pub fn check_top_k(top_k: usize, experts: usize) -> Result<(), Self> {
-        if (1..=experts).contains(&top_k) { Ok(()) } else { Err(Self::TopK { top_k, experts }) }
-    }
-}
-
 /// A paper's routing equations, written as plainly as they can be, with the parameters of the
 /// moment inside.
 ///
@@ -291,18 +218,36 @@ mod tests {
     }
 
     #[test]
-    fn checks_name_what_they_refuse() {
-        let x_td = array![[0.0, 1.0], [2.0, f64::NAN]];
-        let error = RouteError::check_finite("x", x_td.view()).unwrap_err().to_string();
-        assert_eq!(error, "x at (1, 1) is NaN, not finite");
-        assert_eq!(
-            RouteError::check_finite("x", x_td.row(0).insert_axis(ndarray::Axis(0))),
-            Ok(())
-        );
-        for (top_k, fits) in [(0, false), (1, true), (4, true), (5, false)] {
-            let check = RouteError::check_top_k(top_k, 4);
-            assert_eq!(check.is_ok(), fits, "top_k {top_k}: {check:?}");
-        }
+    fn an_input_keeps_the_context_of_its_block() {
+        let x_td = array![[1.0], [2.0]];
+        let plan = SparsePlan::from_lists(2, &[vec![(0, 1.0)]]).unwrap().into();
+        let (chosen, aux) = (None, Vec::new());
+        let before =
+            HostRouting { plan, chosen, logits_te: x_td.clone(), gate_te: x_td.clone(), aux };
+        let input = HostInput::new(x_td.view());
+        assert!(input.previous.is_none() && input.attention_tt.is_none());
+        assert!(input.padding_t.is_none());
+        let attention_tt = array![[1.0, 0.0], [0.5, 0.5]];
+        let padding_t = [false, true];
+        let input = input
+            .previous(Some(&before))
+            .attention(Some(attention_tt.view()))
+            .padding(Some(&padding_t));
+        assert_eq!(input.previous, Some(&before));
+        assert_eq!(input.attention_tt, Some(attention_tt.view()));
+        assert_eq!(input.padding_t, Some(&padding_t[..]));
+    }
+
+    #[test]
+    fn what_was_chosen_makes_the_plan() {
+        // Both tokens choose expert 1, which keeps one row: that of the larger gate.
+        let choices = Choices::top_k(array![[0.25, 0.75], [0.125, 0.875]].view(), 1);
+        let room = (Some(1), DropOrder::BatchPriority);
+        let chosen = Chosen::new(choices.clone(), 2, room).unwrap();
+        assert_eq!((chosen.experts, chosen.slots), (2, Some(1)));
+        assert_eq!(chosen.queue.kept_tk, array![[false], [true]]);
+        let want = SparsePlan::from_choices(&choices, 2, Some(1), DropOrder::BatchPriority);
+        assert_eq!(chosen.plan(), want.map(Plan::Sparse));
     }
 
     #[test]
@@ -310,7 +255,8 @@ mod tests {
         let plan = crate::SparsePlan::from_lists(1, &[vec![(0, 1.0)]]).unwrap();
         let one = array![[1.0]];
         let aux = vec![("importance", 0.5), ("load", 0.25)];
-        let routing = HostRouting { plan: plan.into(), logits_te: one.clone(), gate_te: one, aux };
+        let (plan, chosen, logits_te, gate_te) = (plan.into(), None, one.clone(), one);
+        let routing = HostRouting { plan, chosen, logits_te, gate_te, aux };
         assert_eq!((routing.aux("load"), routing.aux("z")), (Some(0.25), None));
     }
 }

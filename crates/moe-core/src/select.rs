@@ -196,6 +196,13 @@ mod tests {
     }
 
     #[test]
+    fn exactly_k_values_are_sorted() {
+        for k in [INSERTION_LIMIT, INSERTION_LIMIT + 1] {
+            assert_eq!(top_k((0..k).map(|i| i as f64), k), (0..k).rev().collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
     fn nan_follows_the_total_order() {
         let (nan, inf) = (f64::NAN.copysign(1.0), f64::INFINITY);
         assert_eq!(top_k([inf, nan, -nan, -inf], 4), [1, 0, 3, 2]);

@@ -152,6 +152,7 @@ mod tests {
             (Lingvo, input(3, 8, 1, 1.0), 4),         // 0.375 cut to 0, becomes 4
             (Megatron, input(50, 8, 1, 1.0), 7),      // 6.25 up
             (Megatron, input(50, 8, 2, 1.0), 13),     // 12.5 up
+            (Megatron, input(50, 8, 2, 1.5), 19),     // 18.75 up
             (Megatron, input(48, 8, 2, 1.0), 12),     // 12
             (GshardPaper, input(50, 8, 1, 9.0), 13),  // 2 T / E = 12.5 up, C unused
             (ExpertChoice, input(50, 8, 1, 2.0), 12), // 12.5 cut

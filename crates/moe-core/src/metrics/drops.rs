@@ -70,6 +70,7 @@ mod tests {
         let stats = DropStats::of(kept_tk.view()).unwrap();
         let want = DropStats { success_rate: 0.5, dropped_tokens: 1, token_drop_rate: 0.25 };
         assert_eq!(stats, want);
+        assert_eq!(dropped_tokens(array![[false], [true], [false]].view()), 2);
     }
 
     #[test]
