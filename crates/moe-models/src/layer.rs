@@ -2,7 +2,7 @@
 
 use crate::experts::Experts;
 use moe_core::{CapacityPolicy, RouteError};
-use moe_routers::{Aux, RouteCx, Router, losses};
+use moe_routers::{RouteCx, Router, Routing, losses};
 use std::time::{Duration, Instant};
 use tch::Tensor;
 
@@ -25,14 +25,12 @@ pub struct MoeLayer {
 pub struct LayerTrace {
     /// Index among the sparse layers.
     pub layer: usize,
-    /// Rows that each expert read, `[e]`, int64.
-    pub load_e: Tensor,
     /// Mean entropy of the tokens' gate distributions over `ln E`, a scalar.
     pub gate_entropy: Tensor,
     /// Share of tokens that no expert read, a scalar.
     pub left_behind: Tensor,
-    /// Losses of the router.
-    pub aux: Vec<Aux>,
+    /// What the router decided, its losses included; the next sparse layer may look back at it.
+    pub routing: Routing,
     /// Wall time of deciding routes and building the plan; meaningful on a CPU, where calls return
     /// when the work is done.
     pub route_time: Duration,
@@ -52,16 +50,16 @@ impl MoeLayer {
         let start = Instant::now();
         let routing = self.router.route(x_gtd, &cx)?;
         let route_time = start.elapsed();
-        let load_e = routing.plan.load_e();
-        let y_nd = self.experts.forward(&routing.plan.dispatch(x_gtd), &load_e);
+        let rows_nd = routing.plan.dispatch(x_gtd);
+        let y_nd = self.experts.forward(&rows_nd, &routing.plan.load_e());
+        let y_gtd = routing.plan.combine(&y_nd);
         let trace = LayerTrace {
             layer: self.index,
-            load_e,
             gate_entropy: losses::gate_entropy(&routing.gate_gte),
             left_behind: routing.plan.left_behind(),
-            aux: routing.aux,
+            routing,
             route_time,
         };
-        Ok((routing.plan.combine(&y_nd), trace))
+        Ok((y_gtd, trace))
     }
 }

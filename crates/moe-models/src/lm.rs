@@ -357,7 +357,8 @@ impl Block {
                     RoutingGroup::Batch => x_btd.reshape([1, b * t, d]),
                     RoutingGroup::Sequence => x_btd.shallow_clone(),
                 };
-                let (y_gtd, trace) = layer.forward(&x_gtd, cx)?;
+                let previous = traces.last().map(|trace| &trace.routing);
+                let (y_gtd, trace) = layer.forward(&x_gtd, &RouteCx { previous, ..*cx })?;
                 traces.push(trace);
                 Ok(y_gtd.view([b, t, d]))
             }

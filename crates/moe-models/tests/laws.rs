@@ -101,7 +101,7 @@ fn every_parameter_of_every_model_gets_a_gradient() {
             let noise = SeededNoise::train(0, 0);
             let cx = RouteCx::new(Phase::Train { step: 0 }, &noise);
             let output = model.forward(&tokens(), &cx).unwrap();
-            let aux = output.traces.iter().flat_map(|t| &t.aux);
+            let aux = output.traces.iter().flat_map(|t| &t.routing.aux);
             let loss =
                 aux.fold(cross_entropy(&output.logits_btv, &tokens()), |sum, a| sum + &a.value);
             loss.backward();

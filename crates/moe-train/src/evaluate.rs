@@ -85,7 +85,7 @@ impl Totals {
 /// A trace on the host, means weighted by the number of tokens.
 fn layer_report(trace: &LayerTrace, tokens: f64) -> LayerReport {
     LayerReport {
-        load_e: Vec::try_from(trace.load_e.to_kind(Kind::Double)).expect("a vector"),
+        load_e: Vec::try_from(trace.routing.plan.load_e().to_kind(Kind::Double)).expect("a vector"),
         gate_entropy: trace.gate_entropy.double_value(&[]) * tokens,
         fraction_tokens_left_behind: trace.left_behind.double_value(&[]) * tokens,
     }

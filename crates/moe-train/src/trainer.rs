@@ -282,7 +282,7 @@ fn finite(step: u64, what: &'static str, value: f64) -> Result<f64, TrainError> 
 /// What routers add to the objective.
 fn weighted_aux(output: &Output) -> Tensor {
     let zero = Tensor::zeros([], (Kind::Float, output.logits_btv.device()));
-    let all = output.traces.iter().flat_map(|trace| &trace.aux);
+    let all = output.traces.iter().flat_map(|trace| &trace.routing.aux);
     all.fold(zero, |sum, aux| sum + &aux.value * aux.weight)
 }
 
@@ -290,6 +290,7 @@ fn aux_values(output: &Output) -> Vec<(String, f64)> {
     let layers = output.traces.iter();
     let named = layers.flat_map(|trace| {
         trace
+            .routing
             .aux
             .iter()
             .map(|aux| (format!("layer{}/{}", trace.layer, aux.name), aux.value.double_value(&[])))
