@@ -20,8 +20,8 @@ pub(crate) const ROWS_PER_TASK: usize = 64;
 /// ```
 pub fn softmax(logits_te: ArrayView2<'_, f64>) -> Array2<f64> {
     map_rows(logits_te, |mut row| {
-        shift_by_max(&mut row);
-        row.mapv_inplace(f64::exp);
+        let max = max(row.view());
+        row.mapv_inplace(|v| shifted(v, max).exp());
         let sum = row.sum();
         row.mapv_inplace(|v| v / sum);
     })
@@ -31,18 +31,17 @@ pub fn softmax(logits_te: ArrayView2<'_, f64>) -> Array2<f64> {
 /// `softmax(..).ln()`.
 pub fn log_softmax(logits_te: ArrayView2<'_, f64>) -> Array2<f64> {
     map_rows(logits_te, |mut row| {
-        shift_by_max(&mut row);
-        let log_sum = row.mapv(f64::exp).sum().ln();
-        row.mapv_inplace(|v| v - log_sum);
+        let max = max(row.view());
+        let log_sum = exp_sum(row.view(), max).ln();
+        row.mapv_inplace(|v| shifted(v, max) - log_sum);
     })
 }
 
 /// `ln sum_e exp(logits)` of every row, `[t, e] -> [t]`; `-inf` for a row that is `-inf` throughout.
 pub fn log_sum_exp(logits_te: ArrayView2<'_, f64>) -> Array1<f64> {
     logits_te.map_axis(Axis(1), |row| {
-        let mut row = row.to_owned();
-        let max = shift_by_max(&mut row.view_mut());
-        max + row.mapv(f64::exp).sum().ln()
+        let max = max(row);
+        max + exp_sum(row, max).ln()
     })
 }
 
@@ -95,13 +94,18 @@ fn map_rows(
     out_te
 }
 
-/// Subtracts the row's maximum, which is returned.
-///
-/// The maximum itself becomes exactly 0 even when it is infinite: `inf - inf` would be NaN.
-fn shift_by_max(row: &mut ArrayViewMut1<'_, f64>) -> f64 {
-    let max = row.fold(f64::NEG_INFINITY, |a, &b| a.max(b));
-    row.mapv_inplace(|v| if v == max { 0.0 } else { v - max });
-    max
+fn max(row: ArrayView1<'_, f64>) -> f64 {
+    row.fold(f64::NEG_INFINITY, |a, &b| a.max(b))
+}
+
+/// `v - max`, but exactly 0 for the maximum itself even if it is infinite: `inf - inf` is NaN.
+fn shifted(v: f64, max: f64) -> f64 {
+    if v == max { 0.0 } else { v - max }
+}
+
+/// `sum exp(v - max)` of a row.
+fn exp_sum(row: ArrayView1<'_, f64>, max: f64) -> f64 {
+    row.fold(0.0, |sum, &v| sum + shifted(v, max).exp())
 }
 
 /// Rows divided by their length, or by `eps` where they are shorter.
