@@ -169,6 +169,16 @@ mod tests {
     }
 
     #[test]
+    fn small_eigenvalues_are_dropped() {
+        // Tr(I pinv(diag(4, 1))) = 1/4 + 1; a quarter of the largest is not below it, a half is.
+        let (a_dd, b_dd) = (Array2::eye(2), array![[4.0, 0.0], [0.0, 1.0]]);
+        for (rcond, want) in [(0.0, 1.25), (0.25, 1.25), (0.5, 0.25)] {
+            let got = trace_with_pinv(&a_dd, &b_dd, rcond).unwrap();
+            assert!((got - want).abs() < 1e-15, "rcond {rcond}: {got}");
+        }
+    }
+
+    #[test]
     fn one_class_has_collapsed() {
         let got = of(&array![[1.0, 0.1], [0.2, 0.7]], &[4, 4], CollapseOptions::default());
         assert_eq!((got.rc, got.sigma_b_dd), (0.0, Array2::zeros((2, 2))));

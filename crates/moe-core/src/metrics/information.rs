@@ -126,6 +126,10 @@ mod tests {
         assert!((got.nmi - 2.0 * mi / (3.0 * ln2 - 0.75 * ln3)).abs() < 1e-15);
         // Expert 0 has two of label 0, expert 1 one of label 1.
         assert_eq!(got.purity, 0.75);
+        // One expert for three labels is right about one of them; three for one label always are.
+        let purity =
+            |l: &[usize], e: &[usize]| Specialisation::of(l, e, None, None).unwrap().purity;
+        assert_eq!((purity(&[0, 1, 2], &[0; 3]), purity(&[0; 3], &[0, 1, 2])), (1.0 / 3.0, 1.0));
     }
 
     #[test]

@@ -196,6 +196,16 @@ mod tests {
     }
 
     #[test]
+    fn the_gradient_has_its_size() {
+        // Adam hides the size: the gradient of 2 x0 along (1, 1) and (1, -1) is (2, 0).
+        let (network, x_d) = (network(), array![0.5, 0.5]);
+        let target = Target { network: &network, x_d: x_d.view(), label: 0 };
+        let sign_sd = array![[1.0, 1.0], [1.0, -1.0]];
+        let got = Spsa::default().gradient(&target, &Array1::zeros(2), sign_sd.view());
+        assert!((got[0] - 2.0).abs() < 1e-12 && got[1].abs() < 1e-12, "{got}");
+    }
+
+    #[test]
     fn the_doubled_point_is_another() {
         // Beyond x0 = 0.75 the rectified network has no slope: twice the input lies there.
         let hidden = Some((array![[-1.0, 0.0]], Some(array![0.75])));
