@@ -1,16 +1,36 @@
-//! Routing metrics: how evenly experts are loaded, how decided gates are, what capacity drops.
+//! Routing metrics: how evenly experts are loaded, how decided gates are, what capacity drops, how
+//! far representations collapse, how stable routing is and what experts specialise in; and the
+//! measures of whole models that routing papers report: probes, perplexity, corruptions, attacks.
 //!
 //! Axis letters: `t` tokens, `e` experts, `k` choices. Natural logarithms, population variance.
 
+pub mod attack;
+mod collapse;
+mod corrupt;
+mod corruption_error;
 mod drops;
 mod error;
 mod gates;
+mod information;
 mod load;
+mod perplexity;
+pub mod probe;
+mod similarity;
+mod stability;
+mod word_swap;
 
+pub use collapse::{ClassWeighting, Collapse, CollapseOptions};
+pub use corrupt::{Corruption, CorruptionDraws};
+pub use corruption_error::{CorruptionError, mean_errors};
 pub use drops::{DropStats, dropped_tokens, success_rate};
 pub use error::MetricError;
 pub use gates::GateEntropy;
+pub use information::{CodeUsage, Specialisation};
 pub use load::LoadStats;
+pub use perplexity::Perplexity;
+pub use similarity::ExpertSimilarity;
+pub use stability::{ChangeOf, Consistency, Fluctuation, routing_iou};
+pub use word_swap::WordSwap;
 
 use ndarray::ArrayView1;
 
