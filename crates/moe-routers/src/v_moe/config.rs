@@ -83,6 +83,21 @@ impl Preset for Config {
 }
 
 impl Config {
+    /// Standard deviation of the noise on the logits of `experts` experts.
+    pub fn noise_scale(&self, experts: usize) -> f64 {
+        self.noise_std / experts as f64
+    }
+
+    /// What the released module has before a recipe speaks: k = 1 and losses of full weight.
+    pub fn module_default() -> Self {
+        Self {
+            top_k: 1,
+            importance_weight: 1.0,
+            load_weight: 1.0,
+            ..Self::preset("reference")
+        }
+    }
+
     /// (3): rows that an expert keeps of a group, `None` for all.
     ///
     /// # Errors
