@@ -5,6 +5,7 @@
 
 pub mod experts;
 pub mod vmoe;
+pub mod xmoe;
 
 use crate::args::Args;
 use crate::op::{Op, OpError, Out, Outputs};
@@ -18,7 +19,7 @@ use ndarray::{Array2, ArrayD, Axis, concatenate};
 use tch::{Device, Kind, Tensor};
 
 /// Every operation of every paper.
-pub const OPS: &[&[Op]] = &[vmoe::OPS];
+pub const OPS: &[&[Op]] = &[vmoe::OPS, xmoe::OPS];
 
 /// The router's configuration: the case's settings, less those in `own` that are the operation's,
 /// over the preset they name. Checked against the number of experts.

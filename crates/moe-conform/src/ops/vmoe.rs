@@ -290,17 +290,8 @@ fn layer_torch(args: &Args<'_>) -> Result<Outputs, OpError> {
     Ok(outputs)
 }
 
-/// A whole number of at least 1 that has no default.
-fn count(args: &Args<'_>, key: &str) -> Result<usize, OpError> {
-    match args.usize_or_null(key, None)? {
-        None => Err(OpError::new(format!("{key} is missing"))),
-        Some(0) => Err(OpError::new(format!("{key}: 0 must be at least 1"))),
-        Some(n) => Ok(n),
-    }
-}
-
 fn capacity(args: &Args<'_>) -> Result<Outputs, OpError> {
-    let (tokens, experts) = (count(args, "tokens")?, count(args, "experts")?);
+    let (tokens, experts) = (args.count("tokens")?, args.count("experts")?);
     args.top_k(2, experts)?;
     let config: Config = config(args, &["tokens", "experts"], experts)?;
     let slots = config.slots(tokens, experts)?;
@@ -391,8 +382,8 @@ fn losses_torch(args: &Args<'_>) -> Result<Outputs, OpError> {
 }
 
 fn placement(args: &Args<'_>) -> Result<Outputs, OpError> {
-    let layers = count(args, "layers")?;
-    let n = if args.key("n").is_some() { count(args, "n")? } else { 2 };
+    let layers = args.count("layers")?;
+    let n = if args.key("n").is_some() { args.count("n")? } else { 2 };
     let rule = match args.word("mode", "every", &["every", "last"])? {
         "last" => Placement::Last(n),
         _ => Placement::Every(n),
