@@ -22,9 +22,7 @@ mod reference;
 
 pub use balance::{Balance, HostBalance, balance, balance_host};
 pub use collapse::{Collapse, TensorCollapse};
-pub use config::{
-    BalanceForm, Capacity, Config, Gate, NormalizeGates, PaddingMode, SecondPolicy,
-};
+pub use config::{BalanceForm, Capacity, Config, Gate, NormalizeGates, PaddingMode, SecondPolicy};
 pub use gate::probabilities;
 pub use reference::Host;
 

@@ -345,9 +345,8 @@ fn losses_reference(args: &Args<'_>) -> Result<Outputs, OpError> {
             HostLosses::of(&config, to_host(&clean.get(g)).view(), noisy_te)
         })
         .collect();
-    let mean = |of: fn(&HostLosses) -> f64| {
-        groups.iter().map(of).sum::<f64>() / groups.len() as f64
-    };
+    let mean =
+        |of: fn(&HostLosses) -> f64| groups.iter().map(of).sum::<f64>() / groups.len() as f64;
     let (importance, load) = (mean(|l| l.importance), mean(|l| l.load.unwrap_or(0.0)));
     let gshard = mean(|l| l.gshard);
     let total = config.importance_weight * importance

@@ -8,8 +8,8 @@ use moe_core::{HostInput, HostRouting, Reference};
 use moe_routers::config::{check_positive, check_weight};
 use moe_routers::convert::to_host;
 use moe_routers::x_moe::{
-    self, BalanceForm, Capacity, Collapse, Config, Host, PaddingMode, SecondPolicy,
-    TensorCollapse, XMoe,
+    self, BalanceForm, Capacity, Collapse, Config, Host, PaddingMode, SecondPolicy, TensorCollapse,
+    XMoe,
 };
 use moe_routers::{Dims, ParamStore, Phase, Preset, RouteCx, Router, Routing};
 use ndarray::Array2;
@@ -50,7 +50,16 @@ pub const OPS: &[Op] = &[
         name: "xmoe.layer",
         config: ROUTE_KEYS,
         tensors: &[
-            "x", "proj", "emb", "proj_bias", "padding", "second_uniform", "W1", "b1", "W2", "b2",
+            "x",
+            "proj",
+            "emb",
+            "proj_bias",
+            "padding",
+            "second_uniform",
+            "W1",
+            "b1",
+            "W2",
+            "b2",
         ],
         reference: Some(layer_reference),
         torch: Some(layer_torch),

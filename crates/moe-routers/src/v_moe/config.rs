@@ -90,12 +90,7 @@ impl Config {
 
     /// What the released module has before a recipe speaks: k = 1 and losses of full weight.
     pub fn module_default() -> Self {
-        Self {
-            top_k: 1,
-            importance_weight: 1.0,
-            load_weight: 1.0,
-            ..Self::preset("reference")
-        }
+        Self { top_k: 1, importance_weight: 1.0, load_weight: 1.0, ..Self::preset("reference") }
     }
 
     /// (3): rows that an expert keeps of a group, `None` for all.

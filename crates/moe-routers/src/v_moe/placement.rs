@@ -14,12 +14,6 @@ pub enum Placement {
 
 impl Placement {
     /// The sparse ones among `layers` blocks, in rising order.
-    ///
-    /// ```
-    /// use moe_routers::v_moe::Placement;
-    /// assert_eq!(Placement::Every(2).sparse_layers(6), [1, 3, 5]);
-    /// assert_eq!(Placement::Last(2).sparse_layers(6), [3, 5]);
-    /// ```
     pub fn sparse_layers(self, layers: usize) -> Vec<usize> {
         match self {
             Self::Every(n) => (0..layers).filter(|layer| (layer + 1).is_multiple_of(n)).collect(),

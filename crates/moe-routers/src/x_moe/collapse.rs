@@ -38,8 +38,7 @@ impl Collapse {
         let mut coefficient_e = prob_e.mapv(|p| -gate * p);
         coefficient_e[index] += gate;
         let pull_d = coefficient_e.dot(&emb_ed);
-        let jacobian_dd =
-            f_d.insert_axis(Axis(1)).dot(&pull_d.view().insert_axis(Axis(0)));
+        let jacobian_dd = f_d.insert_axis(Axis(1)).dot(&pull_d.view().insert_axis(Axis(0)));
         Self { prob_e, index, coefficient_e, jacobian_dd }
     }
 }

@@ -17,9 +17,9 @@ pub(super) fn choose(
 ) -> ChoicesGtk {
     let choices = ChoicesGtk::top_k(score_gte, config.top_k as i64); // (7)
     let gate_gtk = match config.gate {
-        Gate::SoftmaxTopk => logits_gte
-            .gather(-1, &choices.expert_gtk, false)
-            .softmax(-1, logits_gte.kind()),
+        Gate::SoftmaxTopk => {
+            logits_gte.gather(-1, &choices.expert_gtk, false).softmax(-1, logits_gte.kind())
+        }
         gate => probabilities(gate, logits_gte).gather(-1, &choices.expert_gtk, false),
     };
     let before = config.normalize_gates == NormalizeGates::BeforeDrop;
