@@ -89,7 +89,7 @@ pub const OPS: &[Op] = &[
 /// Tokens of a group: `group_size`, which divides the tokens, or all of them.
 fn group_size(args: &Args<'_>, tokens: usize) -> Result<usize, OpError> {
     let group = args.usize_or_null("group_size", None)?.unwrap_or(tokens);
-    if group == 0 || tokens % group != 0 {
+    if group == 0 || !tokens.is_multiple_of(group) {
         return Err(OpError::new(format!("group_size: {group} does not divide {tokens} tokens")));
     }
     Ok(group)

@@ -109,7 +109,7 @@ impl Config {
             Rounding::Round => exact.round_ties_even(),
             Rounding::Ceil => exact.ceil(),
         };
-        if !(rows >= 1.0) {
+        if rows.is_nan() || rows < 1.0 {
             return Err(CapacityError::BelowOne { got: rows });
         }
         // A capacity beyond what can be counted is no limit; the cast saturates.
