@@ -147,11 +147,18 @@ impl RouterConfig for Config {
 mod tests {
     use super::*;
 
-    /// 1.15 * 20 is 22.999999999999996 in doubles; 0.3 * 2 rounds to 0, 1, 1.
+    /// In doubles 1.15 * 100 is 114.99999999999999 and 1.1 * 50 is 55.00000000000001 (`SLACK`);
+    /// 0.3 * 2 rounds to 0, 1, 1.
     #[test]
     fn budgets_by_hand() {
         let config = |top_k, rounding| Config { top_k, rounding, ..Config::preset("paper") };
-        assert_eq!(config(1.15, Rounding::Floor).budget(20, 4), 23);
+        let inexact = [(1.15, Rounding::Floor, 100, 115), (1.1, Rounding::Ceil, 50, 55)];
+        for (top_k, rounding, tokens, want) in inexact {
+            let config = config(top_k, rounding);
+            assert_eq!(config.budget(tokens, 4), want);
+            let tokens_g = Tensor::from_slice(&[tokens as i64]);
+            assert_eq!(config.budgets(&tokens_g, 4).int64_value(&[0]), want as i64);
+        }
         for (rounding, want) in [(Rounding::Floor, 0), (Rounding::Ceil, 1), (Rounding::Round, 1)] {
             let config = config(0.3, rounding);
             assert_eq!(config.budget(2, 2), want, "{rounding:?}");
