@@ -1,6 +1,7 @@
 //! USMoE: token choice and expert choice as one competition.
 //!
-//! *Unified Sparse Mixture of Experts*, 2025, arXiv 2503.22996.
+//! *Sparse Mixture of Experts as Unified Competitive Learning*, Do, Le, Tran, 2025,
+//! arXiv 2503.22996.
 //!
 //! ```text
 //! z     = x W^T                                     no bias                             (1)
@@ -39,8 +40,8 @@ use tch::{Kind, Tensor};
 /// What it is.
 pub const PAPER: Paper = Paper {
     id: "us-moe",
-    title: "Unified Sparse Mixture of Experts",
-    authors: "USMoE 2025",
+    title: "Sparse Mixture of Experts as Unified Competitive Learning",
+    authors: "Do et al. 2025",
     arxiv: "2503.22996",
     idea: "All pairs of token and expert of a group compete by a blend of a token-side and an expert-side score; the best k per token on average win, so that some tokens get many experts and some none.",
     equations: &[
@@ -177,7 +178,9 @@ impl Reference for Host {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{ParamStore, Phase, SeededNoise};
     use ndarray::array;
+    use tch::Device;
 
     fn routed(config: Config, logits_te: &Array2<f64>) -> Array2<f64> {
         let host = Host { gate_ed: Array2::eye(logits_te.ncols()), config };
@@ -214,6 +217,34 @@ mod tests {
             let config = Config { top_k: 1.0, alpha: 1.0, norm_topk_prob, ..paper };
             let want_te = array![[high / sum, 0.5 / sum], [0.0, 0.0]];
             assert!((routed(config, &logits_te) - want_te).iter().all(|v| v.abs() < 1e-12));
+        }
+    }
+
+    /// Padded tokens and tokens that compete alone, which the suite does not visit: the trainable
+    /// form selects the pairs of its reference.
+    #[test]
+    fn padding_and_lone_tokens_as_in_the_reference() {
+        let store = ParamStore::new(3, Device::Cpu, Kind::Double);
+        let gate_ed = store.root().matrix("gate", &[4, 5], 1.0);
+        let x_gtd = store.root().matrix("x", &[2 * 3, 5], 1.0).view([2, 3, 5]);
+        let padding_gt = [[false, true, false], [false, false, true]];
+        let flags = Tensor::from_slice(&padding_gt.concat()).view([2, 3]);
+        let noise = SeededNoise::train(0, 0);
+        let cx = RouteCx { padding_gt: Some(&flags), ..RouteCx::new(Phase::Eval, &noise) };
+        for group in [Group::All, Group::Token] {
+            let config = Config { group, ..Config::preset("paper") };
+            let router = UsMoe { gate_ed: gate_ed.shallow_clone(), config };
+            let plans = router.route(&x_gtd, &cx).unwrap().plan.to_host().unwrap();
+            for (g, (got, padding_t)) in plans.iter().zip(&padding_gt).enumerate() {
+                let x_td = to_host(&x_gtd.get(g as i64));
+                let input = HostInput::new(x_td.view()).padding(Some(padding_t));
+                let want = router.reference().route(&input).unwrap().plan;
+                let (Plan::Sparse(got), Plan::Sparse(want)) = (got, &want) else {
+                    panic!("sparse")
+                };
+                assert_eq!(got.mask_te(), want.mask_te(), "{group:?}");
+                assert_eq!(want.mask_te().sum(), 4.0, "two tokens of a group, k = 2");
+            }
         }
     }
 }
