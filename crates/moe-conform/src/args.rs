@@ -103,6 +103,18 @@ impl<'a> Args<'a> {
         }
     }
 
+    /// A whole number of at least 1 that has no default.
+    ///
+    /// # Errors
+    /// Names the key; `missing` if it is absent.
+    pub fn count(&self, key: &str) -> Result<usize, OpError> {
+        match self.usize_or_null(key, None)? {
+            None => Err(OpError::new(format!("{key} is missing"))),
+            Some(0) => Err(OpError::new(format!("{key}: 0 must be at least 1"))),
+            Some(n) => Ok(n),
+        }
+    }
+
     /// A truth value, or `default` if the key is absent.
     ///
     /// # Errors
@@ -158,6 +170,25 @@ impl<'a> Args<'a> {
     /// `missing`.
     pub fn raw(&self, name: &str) -> Result<&ArrayD<f64>, OpError> {
         self.inputs.get(name).ok_or_else(|| OpError::new(format!("{name} is missing")))
+    }
+
+    /// A matrix that may hold NaN and infinities.
+    ///
+    /// # Errors
+    /// `missing`, `shape`.
+    pub fn raw_matrix(&self, name: &str) -> Result<Array2<f64>, OpError> {
+        let array = self.raw(name)?.clone();
+        let shape = array.shape().to_vec();
+        let matrix = array.into_dimensionality().ok().filter(|m: &Array2<f64>| !m.is_empty());
+        matrix.ok_or_else(|| OpError::new(format!("{name}: shape {shape:?} is no matrix")))
+    }
+
+    /// As [`Self::torch`], but NaN and infinities are allowed.
+    ///
+    /// # Errors
+    /// `missing`.
+    pub fn torch_raw(&self, name: &str) -> Result<Tensor, OpError> {
+        Ok(self.leaf(name, self.raw(name)?))
     }
 
     fn finite(&self, name: &str) -> Result<&ArrayD<f64>, OpError> {

@@ -5,7 +5,9 @@
 
 pub mod experts;
 pub mod metrics;
+pub mod usmoe;
 pub mod vmoe;
+pub mod xmoe;
 
 use crate::args::Args;
 use crate::op::{Op, OpError, Out, Outputs};
@@ -19,7 +21,12 @@ use ndarray::{Array2, ArrayD, Axis, concatenate};
 use tch::{Device, Kind, Tensor};
 
 /// Every operation of every paper.
-pub const OPS: &[&[Op]] = &[vmoe::OPS, metrics::OPS];
+pub const OPS: &[&[Op]] = &[
+    vmoe::OPS,
+    metrics::OPS,
+    xmoe::OPS,
+    usmoe::OPS,
+];
 
 /// The router's configuration: the case's settings, less those in `own` that are the operation's,
 /// over the preset they name. Checked against the number of experts.

@@ -43,6 +43,7 @@ pub mod random;
 pub mod smoe;
 pub mod soft_moe;
 pub mod switch;
+pub mod us_moe;
 pub mod v_moe;
 pub mod x_moe;
 
@@ -62,6 +63,7 @@ pub const PAPERS: &[&Paper] = &[
     &expert_choice::PAPER,
     &x_moe::PAPER,
     &soft_moe::PAPER,
+    &us_moe::PAPER,
 ];
 
 /// The registered paper of that name.

@@ -15,17 +15,19 @@
 //! Prioritised Routing) visits tokens by falling best gate.
 
 mod config;
+mod losses;
+mod placement;
 
 pub use config::{Config, PriorityScore, Rounding};
+pub use losses::{HostLosses, Losses};
+pub use placement::Placement;
 
 use crate::config::{Preset, resolve};
 use crate::convert::to_host;
-use crate::losses;
 use crate::plan::{ChoicesGtk, TensorPlan};
 use crate::router::{Aux, Chosen, Paper, RouteCx, Router, Routing, axes3};
 use moe_core::{
-    AuxForm, CapacityPolicy, Choices, HostInput, HostRouting, Plan, Reference, RouteError,
-    SparsePlan, balance, score,
+    CapacityPolicy, Choices, HostInput, HostRouting, Plan, Reference, RouteError, SparsePlan, score,
 };
 use ndarray::{Array2, ArrayView2};
 use tch::Tensor;
@@ -40,8 +42,9 @@ pub const PAPER: Paper = Paper {
     equations: &[
         ("(1)-(2)", "Host::route"),
         ("(3)", "Config::slots"),
-        ("(8)", "moe_core::balance::importance"),
-        ("A.2", "load_loss"),
+        ("(8)", "losses::Losses::importance"),
+        ("A.2", "losses::expected_load"),
+        ("Every-n, Last-n", "placement::Placement"),
         ("Algorithms 1, 2", "ChoicesGtk::into_plan"),
     ],
     deviations: &[
@@ -67,34 +70,21 @@ struct VMoe {
     config: Config,
 }
 
-/// One router's noise: the noisy logits and the deviation that made them.
-struct Noisy {
-    logits_gte: Tensor,
-    std: f64,
-}
-
 impl VMoe {
-    fn noisy(&self, clean_gte: &Tensor, cx: &RouteCx<'_>) -> Option<Noisy> {
-        let std = self.config.noise_std / clean_gte.size()[2] as f64;
-        (cx.training() && std > 0.0)
-            .then(|| Noisy { logits_gte: clean_gte + cx.normal(NOISE, clean_gte) * std, std })
+    fn noisy(&self, clean_gte: &Tensor, cx: &RouteCx<'_>) -> Option<Tensor> {
+        let std = self.config.noise_scale(clean_gte.size()[2] as usize);
+        (cx.training() && std > 0.0).then(|| clean_gte + cx.normal(NOISE, clean_gte) * std)
     }
 
-    fn aux(&self, clean_gte: &Tensor, noisy: Option<&Noisy>, prob_gte: &Tensor) -> Vec<Aux> {
-        let clean_prob_gte = clean_gte.softmax(-1, clean_gte.kind());
-        let importance_ge = clean_prob_gte.sum_dim_intlist(1, false, None);
-        let value = losses::cv_squared(&importance_ge);
-        let mut aux =
-            vec![Aux { name: "importance", weight: self.config.importance_weight, value }];
-        if let Some(noisy) = noisy {
-            let value = load_loss(clean_gte, noisy, self.config.top_k as i64);
-            aux.push(Aux { name: "load", weight: self.config.load_weight, value });
-        }
-        if self.config.gshard_weight > 0.0 {
-            let first_gt1 = ChoicesGtk::top_k(prob_gte, 1).expert_gtk;
-            let value = losses::load_balance(prob_gte, &first_gt1, AuxForm::SumK);
-            aux.push(Aux { name: "gshard", weight: self.config.gshard_weight, value });
-        }
+    fn aux(&self, clean_gte: &Tensor, noisy_gte: Option<&Tensor>) -> Vec<Aux> {
+        let Losses { importance, load, gshard, .. } =
+            Losses::of(&self.config, clean_gte, noisy_gte);
+        let weight = self.config.importance_weight;
+        let mut aux = vec![Aux { name: "importance", weight, value: importance }];
+        let weight = self.config.load_weight;
+        aux.extend(load.map(|value| Aux { name: "load", weight, value }));
+        let weight = self.config.gshard_weight;
+        aux.extend((weight > 0.0).then_some(Aux { name: "gshard", weight, value: gshard }));
         aux
     }
 }
@@ -144,20 +134,13 @@ pub fn assign_host(
     Ok((chosen, Plan::Sparse(plan)))
 }
 
-/// (A.2). The gradient also flows through the threshold, to the clean logit that sets it.
-fn load_loss(clean_gte: &Tensor, noisy: &Noisy, k: i64) -> Tensor {
-    let eta_gt1 = ChoicesGtk::top_k(&noisy.logits_gte, k).gate_gtk.narrow(-1, k - 1, 1);
-    let p_gte: Tensor = 1.0 - ((eta_gt1 - clean_gte) / noisy.std).special_ndtr();
-    losses::cv_squared(&p_gte.sum_dim_intlist(1, false, None))
-}
-
 impl Router for VMoe {
     fn route(&self, x_gtd: &Tensor, cx: &RouteCx<'_>) -> Result<Routing, RouteError> {
         let clean_gte = x_gtd.linear(&self.gate_ed, None::<&Tensor>);
         let noisy = self.noisy(&clean_gte, cx);
-        let used_gte = noisy.as_ref().map_or(&clean_gte, |noisy| &noisy.logits_gte);
+        let used_gte = noisy.as_ref().unwrap_or(&clean_gte);
         let prob_gte = used_gte.softmax(-1, used_gte.kind()); // (2)
-        let aux = self.aux(&clean_gte, noisy.as_ref(), &prob_gte);
+        let aux = self.aux(&clean_gte, noisy.as_ref());
         let (chosen, plan) = assign(&self.config, &prob_gte, cx.capacity)?;
         Ok(Routing {
             plan,
@@ -181,22 +164,13 @@ struct Host {
 impl Host {
     fn aux(
         &self,
-        clean_te: &Array2<f64>,
+        clean_te: ArrayView2<'_, f64>,
         noisy_te: Option<ArrayView2<'_, f64>>,
-        prob_te: &Array2<f64>,
     ) -> Vec<(&'static str, f64)> {
-        let clean_prob_te = score::softmax(clean_te.view());
-        let mut aux = vec![("importance", balance::importance(clean_prob_te.view()))]; // (8)
-        if let Some(noisy_te) = noisy_te {
-            let std = self.config.noise_std / clean_te.ncols() as f64;
-            let load = balance::load(clean_te.view(), noisy_te, std, self.config.top_k); // (A.2)
-            aux.push(("load", load));
-        }
-        if self.config.gshard_weight > 0.0 {
-            let first_t1 = Choices::top_k(prob_te.view(), 1).expert_tk;
-            let gshard = balance::load_balance(prob_te.view(), first_t1.view(), AuxForm::SumK);
-            aux.push(("gshard", gshard));
-        }
+        let losses = HostLosses::of(&self.config, clean_te, noisy_te);
+        let mut aux = vec![("importance", losses.importance)];
+        aux.extend(losses.load.map(|load| ("load", load)));
+        aux.extend((self.config.gshard_weight > 0.0).then_some(("gshard", losses.gshard)));
         aux
     }
 }
@@ -204,11 +178,11 @@ impl Host {
 impl Reference for Host {
     fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
         let clean_te = input.x_td.dot(&self.gate_ed.t());
-        let std = self.config.noise_std / clean_te.ncols() as f64;
+        let std = self.config.noise_scale(clean_te.ncols());
         let noise_te = input.draw(NOISE).filter(|_| input.train && std > 0.0);
         let noisy_te = noise_te.map(|noise_te| &clean_te + &(&noise_te * std));
         let prob_te = score::softmax(noisy_te.as_ref().unwrap_or(&clean_te).view()); // (2)
-        let aux = self.aux(&clean_te, noisy_te.as_ref().map(|n| n.view()), &prob_te);
+        let aux = self.aux(clean_te.view(), noisy_te.as_ref().map(|n| n.view()));
         let (chosen, plan) = assign_host(&self.config, prob_te.view(), input.capacity)?;
         Ok(HostRouting { plan, chosen: Some(chosen), logits_te: clean_te, gate_te: prob_te, aux })
     }

@@ -83,6 +83,16 @@ impl Preset for Config {
 }
 
 impl Config {
+    /// Standard deviation of the noise on the logits of `experts` experts.
+    pub fn noise_scale(&self, experts: usize) -> f64 {
+        self.noise_std / experts as f64
+    }
+
+    /// What the released module has before a recipe speaks: k = 1 and losses of full weight.
+    pub fn module_default() -> Self {
+        Self { top_k: 1, importance_weight: 1.0, load_weight: 1.0, ..Self::preset("reference") }
+    }
+
     /// (3): rows that an expert keeps of a group, `None` for all.
     ///
     /// # Errors
@@ -99,7 +109,7 @@ impl Config {
             Rounding::Round => exact.round_ties_even(),
             Rounding::Ceil => exact.ceil(),
         };
-        if !(rows >= 1.0) {
+        if rows.is_nan() || rows < 1.0 {
             return Err(CapacityError::BelowOne { got: rows });
         }
         // A capacity beyond what can be counted is no limit; the cast saturates.
