@@ -42,6 +42,7 @@ pub mod expert_choice;
 pub mod random;
 pub mod smoe;
 pub mod soft_moe;
+pub mod ssr;
 pub mod switch;
 pub mod v_moe;
 pub mod x_moe;
@@ -62,6 +63,7 @@ pub const PAPERS: &[&Paper] = &[
     &expert_choice::PAPER,
     &x_moe::PAPER,
     &soft_moe::PAPER,
+    &ssr::PAPER,
 ];
 
 /// The registered paper of that name.
