@@ -4,6 +4,7 @@
 //! Axis letters: `g` groups, `t` tokens of a group, `e` experts, `k` choices.
 
 pub mod experts;
+pub mod s2moe;
 pub mod ssr;
 pub mod vmoe;
 
@@ -19,7 +20,7 @@ use ndarray::{Array2, ArrayD, Axis, concatenate};
 use tch::{Device, Kind, Tensor};
 
 /// Every operation of every paper.
-pub const OPS: &[&[Op]] = &[vmoe::OPS, ssr::OPS];
+pub const OPS: &[&[Op]] = &[vmoe::OPS, ssr::OPS, s2moe::OPS];
 
 /// The router's configuration: the case's settings, less those in `own` that are the operation's,
 /// over the preset they name. Checked against the number of experts.

@@ -40,6 +40,7 @@ pub mod tolerance;
 pub mod dense;
 pub mod expert_choice;
 pub mod random;
+pub mod s2_moe;
 pub mod smoe;
 pub mod soft_moe;
 pub mod ssr;
