@@ -25,6 +25,8 @@
 
 mod config;
 mod layer;
+#[cfg(test)]
+mod parity;
 pub mod reference;
 
 pub use config::{Balance, Config, NceOn, Noise, StatsAxis};

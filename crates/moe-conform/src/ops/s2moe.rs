@@ -228,7 +228,9 @@ fn infonce_torch(args: &Args<'_>) -> Result<Outputs, OpError> {
 }
 
 /// The form of the loss, the logits, and the choices where the form counts them.
-fn balanced(args: &Args<'_>) -> Result<(Balance, Array2<f64>, Option<Array2<usize>>), OpError> {
+type Balanced = (Balance, Array2<f64>, Option<Array2<usize>>);
+
+fn balanced(args: &Args<'_>) -> Result<Balanced, OpError> {
     let form = match args.word("balance", "switch", &["switch", "kl"])? {
         "kl" => Balance::Kl,
         _ => Balance::Switch,

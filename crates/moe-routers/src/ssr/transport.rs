@@ -94,7 +94,7 @@ pub fn sinkhorn(config: &Config, cost_gte: &Tensor, padding_gt: Option<&Tensor>)
             next.0.where_self(&open_g11, &potentials.0),
             next.1.where_self(&open_g11, &potentials.1),
         );
-        sweeps_g11 = sweeps_g11 + open_g11.to_kind(Kind::Int64);
+        sweeps_g11 += open_g11.to_kind(Kind::Int64);
         let Some(tol) = config.tol else { continue };
         let plan_gte = problem.plan(&problem.log_plan(&potentials).detach());
         let (row_g, column_g) = problem.residuals(&plan_gte);
