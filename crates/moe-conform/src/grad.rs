@@ -19,7 +19,7 @@ pub fn is_cotangent(name: &str) -> bool {
     name.starts_with("cot_")
 }
 
-/// `value` and every `grad_<tensor>`.
+/// `value`, every `grad_<tensor>`, and the outputs of the operation itself.
 ///
 /// # Errors
 /// A cotangent of no output (`unknown`), of another `shape`, or none at all (`missing`).
@@ -45,7 +45,9 @@ pub fn differentiate(
         }
         value = value + (cotangent * tensor).sum(Kind::Double);
     }
-    let mut found = BTreeMap::from([("value".to_owned(), crate::run::to_array(&value))]);
+    let mut found: BTreeMap<_, _> =
+        outputs.into_iter().map(|(name, out)| (name.to_owned(), out.into_array())).collect();
+    found.insert("value".to_owned(), crate::run::to_array(&value));
     if value.requires_grad() {
         value.backward();
     }

@@ -5,6 +5,8 @@
 
 pub mod experts;
 pub mod metrics;
+pub mod s2moe;
+pub mod ssr;
 pub mod usmoe;
 pub mod vmoe;
 pub mod xmoe;
@@ -26,6 +28,8 @@ pub const OPS: &[&[Op]] = &[
     metrics::OPS,
     xmoe::OPS,
     usmoe::OPS,
+    ssr::OPS,
+    s2moe::OPS,
 ];
 
 /// The router's configuration: the case's settings, less those in `own` that are the operation's,

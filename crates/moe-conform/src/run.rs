@@ -100,7 +100,8 @@ fn outputs(case: &Case, op: Option<&'static Op>, backend: Backend) -> Result<Fou
 }
 
 impl Out {
-    fn into_array(self) -> ArrayD<f64> {
+    /// The values on the host.
+    pub(crate) fn into_array(self) -> ArrayD<f64> {
         match self {
             Self::Host(array) => array,
             Self::Torch(tensor) => to_array(&tensor),

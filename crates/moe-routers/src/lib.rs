@@ -40,8 +40,10 @@ pub mod tolerance;
 pub mod dense;
 pub mod expert_choice;
 pub mod random;
+pub mod s2_moe;
 pub mod smoe;
 pub mod soft_moe;
+pub mod ssr;
 pub mod switch;
 pub mod us_moe;
 pub mod v_moe;
@@ -64,6 +66,7 @@ pub const PAPERS: &[&Paper] = &[
     &x_moe::PAPER,
     &soft_moe::PAPER,
     &us_moe::PAPER,
+    &ssr::PAPER,
 ];
 
 /// The registered paper of that name.

@@ -103,9 +103,11 @@ impl Recorded {
         draw
     }
 
-    /// The draws of group `g` as the reference takes them.
+    /// The draws of group `g` as the reference takes them; a matrix is shared by all groups.
     fn of_group(&self, g: i64) -> Vec<(&'static str, Array2<f64>)> {
-        self.seen.borrow().iter().map(|(name, draw)| (*name, to_host(&draw.get(g)))).collect()
+        let of =
+            |draw: &Tensor| if draw.dim() == 2 { to_host(draw) } else { to_host(&draw.get(g)) };
+        self.seen.borrow().iter().map(|(name, draw)| (*name, of(draw))).collect()
     }
 }
 
