@@ -4,6 +4,7 @@
 //! Axis letters: `g` groups, `t` tokens of a group, `e` experts, `k` choices.
 
 pub mod experts;
+pub mod momentum;
 pub mod vmoe;
 
 use crate::args::Args;
@@ -18,7 +19,7 @@ use ndarray::{Array2, ArrayD, Axis, concatenate};
 use tch::{Device, Kind, Tensor};
 
 /// Every operation of every paper.
-pub const OPS: &[&[Op]] = &[vmoe::OPS];
+pub const OPS: &[&[Op]] = &[momentum::OPS, vmoe::OPS];
 
 /// The router's configuration: the case's settings, less those in `own` that are the operation's,
 /// over the preset they name. Checked against the number of experts.

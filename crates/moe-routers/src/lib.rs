@@ -39,6 +39,7 @@ pub mod tolerance;
 
 pub mod dense;
 pub mod expert_choice;
+pub mod momentum;
 pub mod random;
 pub mod smoe;
 pub mod soft_moe;
