@@ -6,6 +6,7 @@
 pub mod experts;
 pub mod momentum;
 pub mod vmoe;
+pub mod vqmoe;
 
 use crate::args::Args;
 use crate::op::{Op, OpError, Out, Outputs};
@@ -19,7 +20,7 @@ use ndarray::{Array2, ArrayD, Axis, concatenate};
 use tch::{Device, Kind, Tensor};
 
 /// Every operation of every paper.
-pub const OPS: &[&[Op]] = &[momentum::OPS, vmoe::OPS];
+pub const OPS: &[&[Op]] = &[momentum::OPS, vmoe::OPS, vqmoe::OPS];
 
 /// The router's configuration: the case's settings, less those in `own` that are the operation's,
 /// over the preset they name. Checked against the number of experts.

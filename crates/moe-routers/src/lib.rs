@@ -31,6 +31,7 @@ pub mod config;
 pub mod convert;
 pub mod losses;
 pub mod noise;
+pub mod norm;
 pub mod params;
 pub mod plan;
 pub mod router;
@@ -45,6 +46,7 @@ pub mod smoe;
 pub mod soft_moe;
 pub mod switch;
 pub mod v_moe;
+pub mod vq_moe;
 pub mod x_moe;
 
 pub use config::{ConfigError, Preset, RouterConfig, Settings};

@@ -183,8 +183,7 @@ impl Config {
         }
         check_kappa(self.kappa)?;
         check_positive("lipschitz", self.lipschitz)?;
-        for (key, value) in
-            [("eps", self.eps), ("ln_eps", self.ln_eps), ("sam_rho", self.sam_rho)]
+        for (key, value) in [("eps", self.eps), ("ln_eps", self.ln_eps), ("sam_rho", self.sam_rho)]
         {
             check_weight(key, value)?;
         }
@@ -219,8 +218,7 @@ impl Config {
 
     /// How much of `x` an Adam layer keeps inside its step.
     fn kept_residual(&self, layer: usize) -> f64 {
-        let cancelled =
-            self.rule == Rule::Adam && self.adam_here(layer) && self.cancel_residual;
+        let cancelled = self.rule == Rule::Adam && self.adam_here(layer) && self.cancel_residual;
         if cancelled { 0.0 } else { 1.0 }
     }
 }

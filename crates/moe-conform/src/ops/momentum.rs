@@ -8,8 +8,8 @@
 mod host;
 mod torch;
 
-use super::experts::{HostBank, TorchBank};
 use super::Route;
+use super::experts::{HostBank, TorchBank};
 use crate::args::{Args, expect_shape};
 use crate::op::{Op, OpError, Outputs};
 use moe_routers::config::{Preset, resolve};

@@ -3,7 +3,8 @@
 //! Axis letters: `t` tokens, `d` width.
 
 use super::{Config, NormPlace, Rule};
-use ndarray::{Array1, Array2, ArrayView2, Axis, Zip};
+use crate::norm::HostNorm;
+use ndarray::{Array2, ArrayView2, Zip};
 
 /// What goes from layer to layer, `[t, d]` each.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,39 +27,13 @@ impl State {
     }
 }
 
-/// One LayerNorm's parameters; absent is 1 and 0.
-#[derive(Debug, Clone, Default)]
-pub struct Affine {
-    /// Factor, `[d]`.
-    pub weight_d: Option<Array1<f64>>,
-    /// Summand, `[d]`.
-    pub bias_d: Option<Array1<f64>>,
-}
-
-impl Affine {
-    /// LayerNorm with the population variance.
-    pub fn norm(&self, x_td: ArrayView2<'_, f64>, eps: f64) -> Array2<f64> {
-        let mean_t1 = x_td.mean_axis(Axis(1)).expect("a width").insert_axis(Axis(1));
-        let centred_td = &x_td - &mean_t1;
-        let var_t1 = centred_td.mapv(|v| v * v).mean_axis(Axis(1)).expect("a width");
-        let mut y_td = centred_td / var_t1.mapv(|v| (v + eps).sqrt()).insert_axis(Axis(1));
-        if let Some(weight_d) = &self.weight_d {
-            y_td *= weight_d;
-        }
-        if let Some(bias_d) = &self.bias_d {
-            y_td += bias_d;
-        }
-        y_td
-    }
-}
-
 /// The two norms of a block.
 #[derive(Debug, Clone, Default)]
 pub struct Norms {
     /// Before the layer, or of the step.
-    pub inner: Affine,
+    pub inner: HostNorm,
     /// Of the outer residual.
-    pub outer: Affine,
+    pub outer: HostNorm,
 }
 
 /// A layer's result.
@@ -110,13 +85,7 @@ pub fn update(
 }
 
 /// (3), the state: `p` and `v` rest where Adam does not act.
-fn adam(
-    config: &Config,
-    layer: usize,
-    f_td: ArrayView2<'_, f64>,
-    state: &State,
-    next: &mut State,
-) {
+fn adam(config: &Config, layer: usize, f_td: ArrayView2<'_, f64>, state: &State, next: &mut State) {
     next.m_td = &state.m_td * config.mu + &f_td * config.gamma;
     if config.adam_here(layer) {
         let (b1, b2) = (config.beta1, config.beta2);
@@ -182,7 +151,7 @@ fn evaluate<R, E>(
 fn input(config: &Config, norms: &Norms, x_td: ArrayView2<'_, f64>) -> Array2<f64> {
     match config.norm {
         NormPlace::None | NormPlace::Post => x_td.to_owned(),
-        NormPlace::Pre | NormPlace::Vmoe => norms.inner.norm(x_td, config.ln_eps),
+        NormPlace::Pre | NormPlace::Vmoe => norms.inner.apply(x_td, config.ln_eps),
     }
 }
 
@@ -196,13 +165,13 @@ fn output(
     let eps = config.ln_eps;
     let s_td = match config.norm {
         NormPlace::None | NormPlace::Pre => step_td,
-        NormPlace::Post => norms.inner.norm(step_td.view(), eps),
-        NormPlace::Vmoe => return norms.outer.norm(step_td.view(), eps),
+        NormPlace::Post => norms.inner.apply(step_td.view(), eps),
+        NormPlace::Vmoe => return norms.outer.apply(step_td.view(), eps),
     };
     match (config.outer, config.norm) {
         (false, _) => s_td,
         (true, NormPlace::None) => &x_td + &s_td,
-        (true, _) => norms.outer.norm((&x_td + &s_td).view(), eps),
+        (true, _) => norms.outer.apply((&x_td + &s_td).view(), eps),
     }
 }
 
@@ -221,7 +190,7 @@ pub fn dense(
     let sum_td = &x_td + &ffn(u_td.view());
     match config.norm {
         NormPlace::None | NormPlace::Pre => sum_td,
-        NormPlace::Post => norms.inner.norm(sum_td.view(), config.ln_eps),
-        NormPlace::Vmoe => norms.outer.norm(sum_td.view(), config.ln_eps),
+        NormPlace::Post => norms.inner.apply(sum_td.view(), config.ln_eps),
+        NormPlace::Vmoe => norms.outer.apply(sum_td.view(), config.ln_eps),
     }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::Preset;
 use crate::convert::{to_host, to_tensor};
+use crate::norm::{HostNorm, TorchNorm};
 use crate::tolerance::{relative_error, tolerance};
 use ndarray::{Array2, ArrayView2, array};
 use std::convert::Infallible;
@@ -23,8 +24,7 @@ fn assert_near(name: &str, got: &Array2<f64>, want: &Array2<f64>, bound: f64) {
 fn one_step(config: &Config) -> (f64, host::State) {
     let mut state = host::State::zeros((1, 1));
     (state.p_td, state.q_td) = (array![[4.0]], array![[1.0]]);
-    let (x_td, state) =
-        host::update(config, 0, array![[1.0]].view(), array![[2.0]].view(), &state);
+    let (x_td, state) = host::update(config, 0, array![[1.0]].view(), array![[2.0]].view(), &state);
     (x_td[[0, 0]], state)
 }
 
@@ -83,8 +83,8 @@ fn weight() -> Array2<f64> {
 /// Three layers, the middle one dense in between, every state alive, `f(u) = tanh(u W)`.
 fn host_stack(config: &Config, x_td: ArrayView2<'_, f64>) -> Array2<f64> {
     let norms = host::Norms {
-        inner: host::Affine { weight_d: Some(array![1.2, 0.8, 1.1]), bias_d: None },
-        outer: host::Affine { weight_d: None, bias_d: Some(array![0.1, -0.2, 0.3]) },
+        inner: HostNorm { weight_d: Some(array![1.2, 0.8, 1.1]), bias_d: None },
+        outer: HostNorm { weight_d: None, bias_d: Some(array![0.1, -0.2, 0.3]) },
     };
     let f = |u_td: ArrayView2<'_, f64>| u_td.dot(&weight()).mapv(f64::tanh);
     let mask_td = array![[1.25, 0.0, 1.25], [1.25, 1.25, 1.25]];
@@ -102,8 +102,8 @@ fn host_stack(config: &Config, x_td: ArrayView2<'_, f64>) -> Array2<f64> {
 fn torch_stack(config: &Config, x: &Tensor) -> Tensor {
     let row = |values: [f64; 3]| Some(Tensor::from_slice(&values));
     let norms = torch::Norms {
-        inner: torch::Affine { weight_d: row([1.2, 0.8, 1.1]), bias_d: None },
-        outer: torch::Affine { weight_d: None, bias_d: row([0.1, -0.2, 0.3]) },
+        inner: TorchNorm { weight_d: row([1.2, 0.8, 1.1]), bias_d: None },
+        outer: TorchNorm { weight_d: None, bias_d: row([0.1, -0.2, 0.3]) },
     };
     let w = to_tensor(weight().view(), &like());
     let f = |u: &Tensor| u.matmul(&w).tanh();

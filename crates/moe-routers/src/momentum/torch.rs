@@ -3,6 +3,7 @@
 //! Axis letters: `d` width, the last axis; the axes before it are left open.
 
 use super::{Config, NormPlace, Rule};
+use crate::norm::TorchNorm;
 use tch::{Kind, Tensor};
 
 /// What goes from layer to layer, each like the stream.
@@ -33,30 +34,13 @@ impl State {
     }
 }
 
-/// One LayerNorm's parameters; absent is 1 and 0.
-#[derive(Debug, Default)]
-pub struct Affine {
-    /// Factor, `[d]`.
-    pub weight_d: Option<Tensor>,
-    /// Summand, `[d]`.
-    pub bias_d: Option<Tensor>,
-}
-
-impl Affine {
-    /// LayerNorm over the last axis.
-    pub fn norm(&self, x: &Tensor, eps: f64) -> Tensor {
-        let width = *x.size().last().expect("a width");
-        x.layer_norm([width], self.weight_d.as_ref(), self.bias_d.as_ref(), eps, false)
-    }
-}
-
 /// The two norms of a block.
 #[derive(Debug, Default)]
 pub struct Norms {
     /// Before the layer, or of the step.
-    pub inner: Affine,
+    pub inner: TorchNorm,
     /// Of the outer residual.
-    pub outer: Affine,
+    pub outer: TorchNorm,
 }
 
 /// A layer's result.
@@ -167,7 +151,7 @@ fn evaluate<R, E>(
 fn input(config: &Config, norms: &Norms, x: &Tensor) -> Tensor {
     match config.norm {
         NormPlace::None | NormPlace::Post => x.shallow_clone(),
-        NormPlace::Pre | NormPlace::Vmoe => norms.inner.norm(x, config.ln_eps),
+        NormPlace::Pre | NormPlace::Vmoe => norms.inner.apply(x, config.ln_eps),
     }
 }
 
@@ -176,13 +160,13 @@ fn output(config: &Config, norms: &Norms, x: &Tensor, step: Tensor) -> Tensor {
     let eps = config.ln_eps;
     let s = match config.norm {
         NormPlace::None | NormPlace::Pre => step,
-        NormPlace::Post => norms.inner.norm(&step, eps),
-        NormPlace::Vmoe => return norms.outer.norm(&step, eps),
+        NormPlace::Post => norms.inner.apply(&step, eps),
+        NormPlace::Vmoe => return norms.outer.apply(&step, eps),
     };
     match (config.outer, config.norm) {
         (false, _) => s,
         (true, NormPlace::None) => x + s,
-        (true, _) => norms.outer.norm(&(x + s), eps),
+        (true, _) => norms.outer.apply(&(x + s), eps),
     }
 }
 
@@ -201,7 +185,7 @@ pub fn dense(
     let sum = x + ffn(&u);
     match config.norm {
         NormPlace::None | NormPlace::Pre => sum,
-        NormPlace::Post => norms.inner.norm(&sum, config.ln_eps),
-        NormPlace::Vmoe => norms.outer.norm(&sum, config.ln_eps),
+        NormPlace::Post => norms.inner.apply(&sum, config.ln_eps),
+        NormPlace::Vmoe => norms.outer.apply(&sum, config.ln_eps),
     }
 }

@@ -6,7 +6,8 @@ use crate::op::{OpError, Outputs};
 use crate::ops::{host_universal, tensor, value_of};
 use moe_core::HostRouting;
 use moe_routers::convert::{to_host, to_host1};
-use moe_routers::momentum::host::{self, Affine, Norms, State, Step};
+use moe_routers::momentum::host::{self, Norms, State, Step};
+use moe_routers::norm::HostNorm;
 use ndarray::{Array2, ArrayView2, Axis, stack as stack_arrays};
 use tch::Tensor;
 
@@ -40,8 +41,11 @@ pub(super) fn update(args: &Args<'_>) -> Result<Outputs, OpError> {
 fn norms(layer: &Layer) -> Norms {
     let row = |t: &Option<Tensor>| t.as_ref().map(to_host1);
     Norms {
-        inner: Affine { weight_d: row(&layer.ln_in_weight_d), bias_d: row(&layer.ln_in_bias_d) },
-        outer: Affine { weight_d: row(&layer.ln_out_weight_d), bias_d: row(&layer.ln_out_bias_d) },
+        inner: HostNorm { weight_d: row(&layer.ln_in_weight_d), bias_d: row(&layer.ln_in_bias_d) },
+        outer: HostNorm {
+            weight_d: row(&layer.ln_out_weight_d),
+            bias_d: row(&layer.ln_out_bias_d),
+        },
     }
 }
 

@@ -5,7 +5,8 @@ use crate::args::{Args, expect_shape};
 use crate::op::{OpError, Out, Outputs};
 use crate::ops::torch_universal;
 use moe_routers::Routing;
-use moe_routers::momentum::torch::{self, Affine, Norms, State, Step};
+use moe_routers::momentum::torch::{self, Norms, State, Step};
+use moe_routers::norm::TorchNorm;
 use tch::{Kind, Tensor};
 
 fn torch_state(state: &[Tensor; 4]) -> State {
@@ -38,8 +39,11 @@ pub(super) fn update(args: &Args<'_>) -> Result<Outputs, OpError> {
 fn norms(layer: &Layer) -> Norms {
     let row = |t: &Option<Tensor>| t.as_ref().map(Tensor::shallow_clone);
     Norms {
-        inner: Affine { weight_d: row(&layer.ln_in_weight_d), bias_d: row(&layer.ln_in_bias_d) },
-        outer: Affine { weight_d: row(&layer.ln_out_weight_d), bias_d: row(&layer.ln_out_bias_d) },
+        inner: TorchNorm { weight_d: row(&layer.ln_in_weight_d), bias_d: row(&layer.ln_in_bias_d) },
+        outer: TorchNorm {
+            weight_d: row(&layer.ln_out_weight_d),
+            bias_d: row(&layer.ln_out_bias_d),
+        },
     }
 }
 
