@@ -5,6 +5,7 @@
 
 pub mod experts;
 pub mod momentum;
+pub mod smoe_vae;
 pub mod vmoe;
 pub mod vqmoe;
 
@@ -20,7 +21,7 @@ use ndarray::{Array2, ArrayD, Axis, concatenate};
 use tch::{Device, Kind, Tensor};
 
 /// Every operation of every paper.
-pub const OPS: &[&[Op]] = &[momentum::OPS, vmoe::OPS, vqmoe::OPS];
+pub const OPS: &[&[Op]] = &[momentum::OPS, smoe_vae::OPS, vmoe::OPS, vqmoe::OPS];
 
 /// The router's configuration: the case's settings, less those in `own` that are the operation's,
 /// over the preset they name. Checked against the number of experts.

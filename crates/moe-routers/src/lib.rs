@@ -43,6 +43,7 @@ pub mod expert_choice;
 pub mod momentum;
 pub mod random;
 pub mod smoe;
+pub mod smoe_vae;
 pub mod soft_moe;
 pub mod switch;
 pub mod v_moe;
