@@ -116,10 +116,11 @@ pub fn block<R, E>(
     state: &State,
     f: impl Fn(&Tensor) -> Result<(Tensor, R), E>,
 ) -> Result<Step<R>, E> {
-    let mut u = input(config, norms, x);
-    if let Some(robust) = config.constants() {
-        u = u + &state.p * robust.shift();
-    }
+    let u = input(config, norms, x);
+    let u = match config.constants() {
+        Some(robust) => u + &state.p * robust.shift(),
+        None => u,
+    };
     let dropout = dropout.filter(|_| config.rule != Rule::Robust);
     let masked = |u: &Tensor| {
         let (f_u, beside) = f(u)?;
@@ -178,10 +179,11 @@ pub fn dense(
     state: &State,
     ffn: impl Fn(&Tensor) -> Tensor,
 ) -> Tensor {
-    let mut u = input(config, norms, x);
-    if let (NormPlace::Vmoe, Some(robust)) = (config.norm, config.constants()) {
-        u = u + &state.p * robust.shift(); // as the vision code does
-    }
+    let u = input(config, norms, x);
+    let u = match (config.norm, config.constants()) {
+        (NormPlace::Vmoe, Some(robust)) => u + &state.p * robust.shift(), // as the vision code does
+        _ => u,
+    };
     let sum = x + ffn(&u);
     match config.norm {
         NormPlace::None | NormPlace::Pre => sum,

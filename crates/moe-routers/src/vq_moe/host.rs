@@ -223,10 +223,8 @@ fn discrete(
     let expert_t =
         experts_of(config.code_map, &quantized.code_t, with.codebook_cd.nrows(), with.experts)?;
     let tokens = expert_t.len();
-    let mut logits_te = Array2::zeros((tokens, with.experts));
-    for (t, &e) in expert_t.iter().enumerate() {
-        logits_te[[t, e]] = 1.0;
-    }
+    let hard = |(t, e): (usize, usize)| f64::from(u8::from(expert_t[t] == e));
+    let logits_te = Array2::from_shape_fn((tokens, with.experts), hard);
     let expert_tk = Array1::from_vec(expert_t).insert_axis(Axis(1));
     let routing = routing(logits_te, Choices { expert_tk, gate_tk: Array2::ones((tokens, 1)) })?;
     let norm = |on: bool, x_td: Array2<f64>| {
