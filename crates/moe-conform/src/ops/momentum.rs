@@ -268,8 +268,8 @@ fn array3(tensor: &Tensor) -> Array3<f64> {
 /// Which layers of a stack are dense.
 fn pattern(args: &Args<'_>) -> Result<Vec<bool>, OpError> {
     let layers = args.usize("layers", 1)?;
-    if layers == 0 {
-        return Err(OpError::new("layers: a stack has at least 1"));
+    if !(1..=1 << 16).contains(&layers) {
+        return Err(OpError::new(format!("layers: {layers} is outside 1..=65536")));
     }
     let letters = match args.key("pattern") {
         None => "s".repeat(layers),
