@@ -5,10 +5,13 @@
 
 pub mod experts;
 pub mod metrics;
+pub mod momentum;
 pub mod s2moe;
+pub mod smoe_vae;
 pub mod ssr;
 pub mod usmoe;
 pub mod vmoe;
+pub mod vqmoe;
 pub mod xmoe;
 
 use crate::args::Args;
@@ -30,6 +33,9 @@ pub const OPS: &[&[Op]] = &[
     usmoe::OPS,
     ssr::OPS,
     s2moe::OPS,
+    momentum::OPS,
+    smoe_vae::OPS,
+    vqmoe::OPS,
 ];
 
 /// The router's configuration: the case's settings, less those in `own` that are the operation's,

@@ -31,6 +31,7 @@ pub mod config;
 pub mod convert;
 pub mod losses;
 pub mod noise;
+pub mod norm;
 pub mod params;
 pub mod plan;
 pub mod router;
@@ -39,14 +40,17 @@ pub mod tolerance;
 
 pub mod dense;
 pub mod expert_choice;
+pub mod momentum;
 pub mod random;
 pub mod s2_moe;
 pub mod smoe;
+pub mod smoe_vae;
 pub mod soft_moe;
 pub mod ssr;
 pub mod switch;
 pub mod us_moe;
 pub mod v_moe;
+pub mod vq_moe;
 pub mod x_moe;
 
 pub use config::{ConfigError, Preset, RouterConfig, Settings};

@@ -36,6 +36,14 @@ impl HostBank {
         Ok(Self { b1_eh: bias("b1", hidden)?, b2_ed: bias("b2", width)?, w1_ehd, w2_edh })
     }
 
+    /// From weights and biases of both layers, whose shapes fit.
+    pub fn from_parts(
+        (w1_ehd, b1_eh): (Array3<f64>, Array2<f64>),
+        (w2_edh, b2_ed): (Array3<f64>, Array2<f64>),
+    ) -> Self {
+        Self { w1_ehd, b1_eh, w2_edh, b2_ed }
+    }
+
     /// Expert `e` on its rows.
     pub fn expert(&self, e: usize, x_nd: ArrayView2<'_, f64>) -> Array2<f64> {
         let h_nh = x_nd.dot(&self.w1_ehd.index_axis(Axis(0), e).t()) + self.b1_eh.row(e);
@@ -70,6 +78,14 @@ impl TorchBank {
             w2_edh: args.torch("W2")?,
             b2_ed: args.torch_optional("b2")?,
         })
+    }
+
+    /// From weights and biases of both layers, whose shapes fit.
+    pub fn from_parts(
+        (w1_ehd, b1_eh): (Tensor, Option<Tensor>),
+        (w2_edh, b2_ed): (Tensor, Option<Tensor>),
+    ) -> Self {
+        Self { w1_ehd, b1_eh, w2_edh, b2_ed }
     }
 
     /// Expert `e` on its rows.

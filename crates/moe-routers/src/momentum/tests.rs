@@ -1,0 +1,156 @@
+//! Worked examples, laws, and the tensor form against the plain one.
+
+use super::*;
+use crate::config::Preset;
+use crate::convert::{to_host, to_tensor};
+use crate::norm::{HostNorm, TorchNorm};
+use crate::tolerance::{relative_error, tolerance};
+use ndarray::{Array2, ArrayView2, array};
+use std::convert::Infallible;
+use tch::{Device, Kind, Tensor};
+
+fn like() -> Tensor {
+    Tensor::zeros([1], (Kind::Double, Device::Cpu))
+}
+
+#[track_caller]
+fn assert_near(name: &str, got: &Array2<f64>, want: &Array2<f64>, bound: f64) {
+    for (got, want) in got.iter().zip(want) {
+        assert!(relative_error(*got, *want) <= bound, "{name}: {got} is not {want}");
+    }
+}
+
+/// One token of width 1 at `x` = 1 with `f` = 2, `p` = 4, `q` = 1.
+fn one_step(config: &Config) -> (f64, host::State) {
+    let mut state = host::State::zeros((1, 1));
+    (state.p_td, state.q_td) = (array![[4.0]], array![[1.0]]);
+    let (x_td, state) = host::update(config, 0, array![[1.0]].view(), array![[2.0]].view(), &state);
+    (x_td[[0, 0]], state)
+}
+
+/// momentum, mu .7, minus: p = 2.8 + 2 = 4.8, x = 1 - 4.8 = -3.8.
+/// robust, mu .2, kappa 1.25, plus: a = 1.25 * .008 / .25 = .04, b = 1.25 * .64 * 1.2 = .96,
+/// p = 2 + .16 = 2.16, x = 1 + .96 * 2.16 = 3.0736; e = .008 / (.25 * .64 * 1.2) = 1/24.
+/// complex, mu .7 + .1i, minus: p = 2.8 - .1 + 2 = 4.7, q = .7 + .4 = 1.1, x = 1 - 4.7 = -3.7.
+/// adam, b1 .9, b2 .999, minus, without x: p = 3.6 + .2 = 3.8, v = .004, x = -3.8 / sqrt(.004).
+#[test]
+fn by_hand() {
+    let bound = tolerance(Kind::Double).value;
+    let cases = [
+        ("reference", -3.8, 4.8, 1.0),
+        ("robust_paper", 3.0736, 2.16, 1.0),
+        ("complex", -3.7, 4.7, 1.1),
+        ("adam", -3.8 / (0.004f64 + 1e-8).sqrt(), 3.8, 1.0),
+        ("plain", 3.0, 4.0, 1.0),
+    ];
+    for (preset, x, p, q) in cases {
+        let (got, state) = one_step(&Config::preset(preset));
+        assert!(relative_error(got, x) <= bound, "{preset}: {got}");
+        assert!(relative_error(state.p_td[[0, 0]], p) <= bound, "{preset}: {state:?}");
+        assert!(relative_error(state.q_td[[0, 0]], q) <= bound, "{preset}: {state:?}");
+    }
+    let robust = Robust::new(0.2, 1.25, 1.0).unwrap();
+    assert!(relative_error(robust.e, 1.0 / 24.0) <= bound);
+}
+
+/// Roots of z^2 - (1.7 - 3.5) z + .7 are (-1.8 +- sqrt(3.24 - 2.8)) / 2: the larger is 1.2316…
+#[test]
+fn the_edge_of_stability() {
+    let radius = spectral_radius(0.7, 3.5);
+    assert!(relative_error(radius, (1.8 + 0.44f64.sqrt()) / 2.0) <= tolerance(Kind::Double).value);
+    assert!(!is_stable(0.7, 3.5) && is_stable(0.7, 3.39) && spectral_radius(0.7, 3.39) < 1.0);
+}
+
+#[test]
+fn refusals_name_their_key() {
+    let robust = Config::preset("robust");
+    for (config, key) in [
+        (Config { kappa: 1.0, mu: 0.0, ..robust.clone() }, "kappa"),
+        (Config { mu: -1.0, ..robust.clone() }, "mu"),
+        (Config { lipschitz: 0.0, ..robust.clone() }, "lipschitz"),
+        (Config { beta1: 1.0, ..robust.clone() }, "beta1"),
+        (Config { beta2: -0.1, ..robust }, "beta2"),
+    ] {
+        let error = config.check().unwrap_err().to_string();
+        assert!(error.starts_with(key), "{error}");
+    }
+}
+
+fn weight() -> Array2<f64> {
+    array![[0.3, -0.5, 0.2], [0.7, 0.1, -0.4], [-0.2, 0.6, 0.9]]
+}
+
+/// Three layers, the middle one dense in between, every state alive, `f(u) = tanh(u W)`.
+fn host_stack(config: &Config, x_td: ArrayView2<'_, f64>) -> Array2<f64> {
+    let norms = host::Norms {
+        inner: HostNorm { weight_d: Some(array![1.2, 0.8, 1.1]), bias_d: None },
+        outer: HostNorm { weight_d: None, bias_d: Some(array![0.1, -0.2, 0.3]) },
+    };
+    let f = |u_td: ArrayView2<'_, f64>| u_td.dot(&weight()).mapv(f64::tanh);
+    let mask_td = array![[1.25, 0.0, 1.25], [1.25, 1.25, 1.25]];
+    let (mut x_td, mut state) = (x_td.to_owned(), host::State::zeros((2, 3)));
+    for layer in 0..3 {
+        let layered = |u: ArrayView2<'_, f64>| Ok::<_, Infallible>((f(u), ()));
+        let mask = Some(mask_td.view());
+        let Ok(step) = host::block(config, layer, &norms, mask, x_td.view(), &state, layered);
+        (x_td, state) = (step.x_td, step.state);
+        x_td = host::dense(config, &norms, x_td.view(), &state, f);
+    }
+    x_td
+}
+
+fn torch_stack(config: &Config, x: &Tensor) -> Tensor {
+    let row = |values: [f64; 3]| Some(Tensor::from_slice(&values));
+    let norms = torch::Norms {
+        inner: TorchNorm { weight_d: row([1.2, 0.8, 1.1]), bias_d: None },
+        outer: TorchNorm { weight_d: None, bias_d: row([0.1, -0.2, 0.3]) },
+    };
+    let w = to_tensor(weight().view(), &like());
+    let f = |u: &Tensor| u.matmul(&w).tanh();
+    let mask = Tensor::from_slice(&[1.25, 0.0, 1.25, 1.25, 1.25, 1.25]).view([2, 3]);
+    let (mut x, mut state) = (x.shallow_clone(), torch::State::zeros_like(x));
+    for layer in 0..3 {
+        let layered = |u: &Tensor| Ok::<_, Infallible>((f(u), ()));
+        let Ok(step) = torch::block(config, layer, &norms, Some(&mask), &x, &state, layered);
+        (x, state) = (step.x, step.state);
+        x = torch::dense(config, &norms, &x, &state, f);
+    }
+    x
+}
+
+/// Every preset with every norm, with and without the sharpness-aware evaluation.
+fn variants() -> Vec<(String, Config)> {
+    let mut all = Vec::new();
+    for preset in Config::PRESETS {
+        for norm in [NormPlace::None, NormPlace::Post, NormPlace::Pre, NormPlace::Vmoe] {
+            for sam_rho in [0.0, 0.05] {
+                let config = Config { norm, sam_rho, ..Config::preset(preset) };
+                all.push((format!("{preset} {norm:?} {sam_rho}"), config));
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn values_and_gradients_match_the_plain_form() {
+    let x_td = array![[0.9, -0.3, 0.5], [-0.7, 0.4, 1.1]];
+    let cot_td = array![[0.3, -1.0, 0.6], [0.8, 0.2, -0.5]];
+    let bounds = tolerance(Kind::Double);
+    for (name, config) in variants() {
+        let x = to_tensor(x_td.view(), &like()).set_requires_grad(true);
+        let y = torch_stack(&config, &x);
+        assert_near(&name, &to_host(&y), &host_stack(&config, x_td.view()), bounds.value);
+        (y * to_tensor(cot_td.view(), &like())).sum(Kind::Double).backward();
+        let objective = |x_td: &Array2<f64>| (host_stack(&config, x_td.view()) * &cot_td).sum();
+        let difference = Array2::from_shape_fn((2, 3), |at| {
+            let moved = |by: f64| {
+                let mut x_td = x_td.clone();
+                x_td[at] += by;
+                objective(&x_td)
+            };
+            (moved(1e-5) - moved(-1e-5)) / 2e-5
+        });
+        assert_near(&name, &to_host(&x.grad()), &difference, bounds.gradient);
+    }
+}

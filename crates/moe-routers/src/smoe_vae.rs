@@ -1,0 +1,104 @@
+//! SMoE-VAE: a variational autoencoder with a mixture of decoder experts. Nikolic, Oguz, Psaltis, 2025,
+//! arXiv 2509.10025.
+//!
+//! One encoder for all images, a gate on the latent, N decoders. One decision per image.
+//!
+//! ```text
+//! z = mu + exp(logvar / 2) eps,  in training and in evaluation                        (1)
+//! p = softmax(gate(z))                                                                (2)
+//! xhat = sum_n p_n D_n(z) in training, D_argmax(z) in evaluation                      (3)
+//! recon = sum (xhat - x)^2,  KL = -1/2 sum (1 + logvar - mu^2 - e^logvar)             (4)
+//! L_lb = N sum_n (pbar_n - 1/N)^2,  L_ent = mean_b -sum_n p ln(p + 1e-8)              (5)
+//! L = recon + beta KL + c_lb L_lb + c_ent L_ent                                       (6)
+//! supervised: the hard expert in training too; L = recon + beta KL + c_lb CE,
+//! CE = sum_b cross-entropy of ln(p + 1e-8), through a log-softmax, against label mod N (7)
+//! ```
+//!
+//! (4) are sums over the batch beside (5), means: hence the large coefficients. It is a model, not a router,
+//! so it is not in [`crate::PAPERS`]; a VAE backbone calls `reparameterise` (1), `gate_mlp` and `gate` (2),
+//! `mix` (3) and `loss` (4)-(7) of either side, with any decoders; the release's small encoder and decoder are
+//! in `networks` and `torch`, its parameter counts in [`count`].
+//!
+//! Deviations: all facts are from the released code; the paper's text was not available, so preset `paper` is
+//! `reference`. The comments there speak of Gumbel-softmax; none is applied. Unverified: the coefficients.
+//!
+//! Axis letters: `b` images, `n` experts, `p` pixels, `z` latent width, `c` channels, `s` side of an image.
+
+pub mod count;
+pub mod host;
+pub mod networks;
+pub mod torch;
+
+use crate::config::{ConfigError, Preset, check_weight};
+use serde::{Deserialize, Serialize};
+
+/// Training or evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Every expert runs.
+    Train,
+    /// The most probable one runs.
+    Eval,
+}
+
+/// What teaches the gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// The reconstruction, (5) and (6).
+    Unsupervised,
+    /// Labels (7).
+    Supervised,
+}
+
+/// Settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Training or evaluation.
+    pub mode: Mode,
+    /// What teaches the gate.
+    pub objective: Objective,
+    /// Weight of the divergence.
+    pub beta: f64,
+    /// Weight of the balance loss, or of the cross-entropy.
+    pub balance_coeff: f64,
+    /// Weight of the entropy.
+    pub entropy_coeff: f64,
+}
+
+impl Preset for Config {
+    const PRESETS: &'static [&'static str] = &["paper", "reference", "debug", "supervised"];
+
+    fn preset(name: &str) -> Self {
+        let (beta, balance_coeff, entropy_coeff) =
+            if name == "debug" { (1.0, 1.0, 1.0) } else { (0.01, 200.0, 400.0) };
+        let supervised = name == "supervised";
+        let objective = if supervised { Objective::Supervised } else { Objective::Unsupervised };
+        Self { mode: Mode::Train, objective, beta, balance_coeff, entropy_coeff }
+    }
+}
+
+impl Config {
+    /// Refuses values outside their range.
+    ///
+    /// # Errors
+    /// Names the key, the value and the range.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        check_weight("beta", self.beta)?;
+        check_weight("balance_coeff", self.balance_coeff)?;
+        check_weight("entropy_coeff", self.entropy_coeff)
+    }
+
+    /// Whether all experts run (3).
+    pub fn dense(&self) -> bool {
+        self.mode == Mode::Train && self.objective == Objective::Unsupervised
+    }
+}
+
+/// Keeps the logarithm of a probability finite (5), (7).
+const LOG_EPS: f64 = 1e-8;
+
+#[cfg(test)]
+mod tests;
