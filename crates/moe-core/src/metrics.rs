@@ -5,11 +5,13 @@
 mod drops;
 mod error;
 mod gates;
+mod layers;
 mod load;
 
 pub use drops::{DropStats, dropped_tokens, success_rate};
 pub use error::MetricError;
 pub use gates::GateEntropy;
+pub use layers::{LayerBalance, corruption_error, layer_instability, running_average};
 pub use load::LoadStats;
 
 use ndarray::ArrayView1;

@@ -37,6 +37,7 @@ pub mod router;
 pub mod suite;
 pub mod tolerance;
 
+pub mod ac_moe;
 pub mod dense;
 pub mod expert_choice;
 pub mod random;
@@ -62,6 +63,7 @@ pub const PAPERS: &[&Paper] = &[
     &expert_choice::PAPER,
     &x_moe::PAPER,
     &soft_moe::PAPER,
+    &ac_moe::PAPER,
 ];
 
 /// The registered paper of that name.
