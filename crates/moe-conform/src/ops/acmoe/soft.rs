@@ -107,11 +107,11 @@ fn labels(
     let k = label_bmk.shape().last().copied().unwrap_or_default().max(1);
     expect_shape("prev", label_bmk.shape(), &[b, m, k])?;
     let mut labels = HostLabels { expert_tk: reshaped(&label_bmk, (b * m, k)), score_tk: None };
-    if config.mix != Mix::Top1 {
-        if let Some(score_bmk) = args.optional("prev_scores", Args::cube)? {
-            expect_shape("prev_scores", score_bmk.shape(), &[b, m, k])?;
-            labels.score_tk = Some(reshaped(&score_bmk, (b * m, k)));
-        }
+    let mixes = config.mix != Mix::Top1;
+    let score_bmk = if mixes { args.optional("prev_scores", Args::cube)? } else { None };
+    if let Some(score_bmk) = score_bmk {
+        expect_shape("prev_scores", score_bmk.shape(), &[b, m, k])?;
+        labels.score_tk = Some(reshaped(&score_bmk, (b * m, k)));
     }
     Ok(Some(labels))
 }
