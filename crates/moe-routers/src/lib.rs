@@ -44,6 +44,7 @@ pub mod random;
 pub mod smoe;
 pub mod soft_moe;
 pub mod switch;
+pub mod token_graph;
 pub mod v_moe;
 pub mod x_moe;
 
@@ -64,6 +65,7 @@ pub const PAPERS: &[&Paper] = &[
     &x_moe::PAPER,
     &soft_moe::PAPER,
     &ac_moe::PAPER,
+    &token_graph::PAPER,
 ];
 
 /// The registered paper of that name.

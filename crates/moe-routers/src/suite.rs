@@ -89,6 +89,8 @@ struct Case {
     x_gtd: Tensor,
     noise: Recorded,
     before: Before,
+    /// Attention of the block, `[g, t, t]`, fixed; later tokens are seen too.
+    attention_gtt: Tensor,
 }
 
 /// A sparse layer before this one, whose decisions stay as they are whatever the tokens are now.
@@ -187,12 +189,21 @@ impl Case {
         let x_gtd = normal("tokens", &[GROUPS, TOKENS, DIMS.width]) * 1.2 + 0.7;
         let noise = Recorded { source: SeededNoise::train(7, 0), seen: RefCell::default() };
         let (before, x_gtd) = (Before::new()?, x_gtd.set_requires_grad(true));
-        Ok(Self { store, config, router, x_gtd, noise, before })
+        let attention_gtt =
+            normal("attention", &[GROUPS, TOKENS, TOKENS]).softmax(-1, None::<Kind>);
+        Ok(Self { store, config, router, x_gtd, noise, before, attention_gtt })
     }
 
     fn route(&self, x_gtd: &Tensor, phase: Phase) -> Result<Routing, RouteError> {
         let previous = self.before.routing(x_gtd.size()[1])?;
-        let cx = RouteCx { previous: Some(&previous), ..RouteCx::new(phase, &self.noise) };
+        let (_, t, _) = crate::router::axes3(x_gtd);
+        let attention_gtt = self.attention_gtt.narrow(1, 0, t).narrow(2, 0, t);
+        let attention_gtt = &attention_gtt / attention_gtt.sum_dim_intlist(-1, true, None);
+        let cx = RouteCx {
+            previous: Some(&previous),
+            attention_gtt: Some(&attention_gtt),
+            ..RouteCx::new(phase, &self.noise)
+        };
         self.router.route(x_gtd, &cx)
     }
 
@@ -215,7 +226,9 @@ impl Case {
                 (to_host(&self.x_gtd.get(g as i64)), self.noise.of_group(g as i64));
             draws.extend(constants.get(g).into_iter().flatten().cloned());
             let input = HostInput::new(x_td.view()).train(phase != Phase::Eval).draws(&draws);
-            ask(reference.as_ref(), &input.previous(Some(previous)))
+            let attention_tt = to_host(&self.attention_gtt.get(g as i64));
+            let input = input.previous(Some(previous)).attention(Some(attention_tt.view()));
+            ask(reference.as_ref(), &input)
         };
         self.before.routing_g.iter().enumerate().map(group).collect()
     }
