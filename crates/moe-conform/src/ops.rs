@@ -5,6 +5,7 @@
 
 pub mod acmoe;
 pub mod experts;
+pub mod token_graph;
 pub mod vmoe;
 
 use crate::args::Args;
@@ -19,7 +20,7 @@ use ndarray::{Array2, ArrayD, Axis, concatenate};
 use tch::{Device, Kind, Tensor};
 
 /// Every operation of every paper.
-pub const OPS: &[&[Op]] = &[vmoe::OPS, acmoe::OPS];
+pub const OPS: &[&[Op]] = &[vmoe::OPS, acmoe::OPS, token_graph::OPS];
 
 /// The router's configuration: the case's settings, less those in `own` that are the operation's,
 /// over the preset they name. Checked against the number of experts.

@@ -33,10 +33,12 @@ fn needed<'a>(tensor: &'a Option<Tensor>, what: &'static str) -> Result<&'a Tens
     tensor.as_ref().ok_or(RouteError::Missing { what })
 }
 
-/// `-sum p ln p` along the last axis, with `0 ln 0 = 0`; a value, without a graph.
+/// Below every probability that a double can tell from 0: keeps the logarithm's slope finite.
+const TINY: f64 = f64::MIN_POSITIVE;
+
+/// `-sum p ln p` along the last axis, with `0 ln 0 = 0`.
 pub fn entropy(p: &Tensor) -> Tensor {
-    let p = p.detach();
-    -p.xlogy(&p).sum_dim_intlist(-1, false, None)
+    -(p * p.clamp_min(TINY).log()).sum_dim_intlist(-1, false, None)
 }
 
 /// Heads to one graph, `[g, t, n]`.
@@ -61,7 +63,7 @@ pub fn pool(config: &Config, x_gtd: &Tensor, sources: &Sources) -> Result<Tensor
             Err(RouteError::Setting { key: "head", reason })
         }
         Pool::LowestEntropy => {
-            let order_ght = entropy(attention_ghtn).argsort_stable(true, 1, false);
+            let order_ght = entropy(&attention_ghtn.detach()).argsort_stable(true, 1, false);
             let head_g1t1 = order_ght.narrow(1, 0, 1).unsqueeze(-1);
             let index = head_g1t1.expand([-1, -1, -1, attention_ghtn.size()[3]], false);
             Ok(attention_ghtn.gather(1, &index, false).squeeze_dim(1))
