@@ -15,14 +15,13 @@
 //! whoever made it; [`TokenGraph::decide`] takes heads, cached columns and segments.
 
 mod config;
+mod measures;
 mod reference;
 mod router;
 
 pub use config::{Cache, Config, Gate, Graph, Mix, Pool};
-pub use reference::{
-    EntropyBounds, HostDecision, HostSources, HostTokenGraph, check_stochastic, entropy_bounds,
-    fluctuation, host_graph, host_pool, row_entropy,
-};
+pub use measures::{EntropyBounds, check_stochastic, entropy_bounds, fluctuation, row_entropy};
+pub use reference::{HostDecision, HostSources, HostTokenGraph, host_graph, host_pool};
 pub use router::{Decision, Sources, TokenGraph, entropy, graph, pool};
 
 use crate::config::{Preset, resolve};
