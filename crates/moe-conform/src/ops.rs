@@ -3,12 +3,14 @@
 //!
 //! Axis letters: `g` groups, `t` tokens of a group, `e` experts, `k` choices.
 
+pub mod acmoe;
 pub mod experts;
 pub mod metrics;
 pub mod momentum;
 pub mod s2moe;
 pub mod smoe_vae;
 pub mod ssr;
+pub mod token_graph;
 pub mod usmoe;
 pub mod vmoe;
 pub mod vqmoe;
@@ -36,6 +38,8 @@ pub const OPS: &[&[Op]] = &[
     momentum::OPS,
     smoe_vae::OPS,
     vqmoe::OPS,
+    acmoe::OPS,
+    token_graph::OPS,
 ];
 
 /// The router's configuration: the case's settings, less those in `own` that are the operation's,

@@ -187,6 +187,20 @@ pub trait Reference {
     ///
     /// If the input does not fit the parameters or the settings.
     fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError>;
+
+    /// What the paper computes from this input but keeps constant for differentiation. Handed back
+    /// as draws of these names, the values take the place of computed ones, so that a difference
+    /// quotient of [`Self::route`] is the derivative that training follows.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::route`].
+    fn constants(
+        &self,
+        _input: &HostInput<'_>,
+    ) -> Result<Vec<(&'static str, Array2<f64>)>, RouteError> {
+        Ok(Vec::new())
+    }
 }
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ pub mod router;
 pub mod suite;
 pub mod tolerance;
 
+pub mod ac_moe;
 pub mod dense;
 pub mod expert_choice;
 pub mod momentum;
@@ -49,6 +50,7 @@ pub mod soft_moe;
 pub mod ssr;
 pub mod switch;
 pub mod us_moe;
+pub mod token_graph;
 pub mod v_moe;
 pub mod vq_moe;
 pub mod x_moe;
@@ -71,6 +73,8 @@ pub const PAPERS: &[&Paper] = &[
     &soft_moe::PAPER,
     &us_moe::PAPER,
     &ssr::PAPER,
+    &ac_moe::PAPER,
+    &token_graph::PAPER,
 ];
 
 /// The registered paper of that name.

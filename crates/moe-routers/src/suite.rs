@@ -12,7 +12,7 @@ use crate::noise::{Noise, SeededNoise, Site};
 use crate::params::ParamStore;
 use crate::router::{Dims, Paper, Phase, RouteCx, Router, Routing};
 use crate::tolerance::{relative_error, tolerance};
-use moe_core::{HostInput, HostRouting, RouteError};
+use moe_core::{HostInput, HostRouting, Reference, RouteError};
 use ndarray::{Array2, ArrayView2};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -88,7 +88,41 @@ struct Case {
     router: Box<dyn Router>,
     x_gtd: Tensor,
     noise: Recorded,
+    before: Before,
+    /// Attention of the block, `[g, t, t]`, fixed; later tokens are seen too.
+    attention_gtt: Tensor,
 }
+
+/// A sparse layer before this one, whose decisions stay as they are whatever the tokens are now.
+struct Before {
+    router: Box<dyn Router>,
+    x_gtd: Tensor,
+    routing_g: Vec<HostRouting>,
+}
+
+impl Before {
+    fn new() -> Result<Self, SuiteError> {
+        let config = crate::router_config("smoe", &Settings::new())?;
+        let store = ParamStore::new(8, Device::Cpu, Kind::Double);
+        let router = config.build(&store.root(), DIMS);
+        // Its own weights are small, so that large tokens make logits worth mixing by.
+        let x_gtd = normal("previous tokens", &[GROUPS, TOKENS, DIMS.width]) * 30.0;
+        let reference = router.reference();
+        let route = |g| reference.route(&HostInput::new(to_host(&x_gtd.get(g)).view()));
+        let routing_g = (0..GROUPS).map(route).collect::<Result<_, _>>()?;
+        Ok(Self { router, x_gtd, routing_g })
+    }
+
+    /// Of the first `tokens` tokens of each group.
+    fn routing(&self, tokens: i64) -> Result<Routing, RouteError> {
+        let noise = SeededNoise::train(8, 0);
+        let cx = RouteCx::new(Phase::Eval, &noise);
+        self.router.route(&self.x_gtd.narrow(1, 0, tokens), &cx)
+    }
+}
+
+/// What a reference holds constant, of each group.
+type Constants = Vec<Vec<(&'static str, Array2<f64>)>>;
 
 /// Remembers every draw, so that the reference gets the same ones.
 #[derive(Debug)]
@@ -156,11 +190,23 @@ impl Case {
         // Off centre, so that loads are uneven and capacities bind.
         let x_gtd = normal("tokens", &[GROUPS, TOKENS, DIMS.width]) * 1.2 + 0.7;
         let noise = Recorded { source: SeededNoise::train(7, 0), seen: RefCell::default() };
-        Ok(Self { store, config, router, x_gtd: x_gtd.set_requires_grad(true), noise })
+        let (before, x_gtd) = (Before::new()?, x_gtd.set_requires_grad(true));
+        let attention_gtt =
+            normal("attention", &[GROUPS, TOKENS, TOKENS]).softmax(-1, None::<Kind>);
+        Ok(Self { store, config, router, x_gtd, noise, before, attention_gtt })
     }
 
     fn route(&self, x_gtd: &Tensor, phase: Phase) -> Result<Routing, RouteError> {
-        self.router.route(x_gtd, &RouteCx::new(phase, &self.noise))
+        let previous = self.before.routing(x_gtd.size()[1])?;
+        let (_, t, _) = crate::router::axes3(x_gtd);
+        let attention_gtt = self.attention_gtt.narrow(1, 0, t).narrow(2, 0, t);
+        let attention_gtt = &attention_gtt / attention_gtt.sum_dim_intlist(-1, true, None);
+        let cx = RouteCx {
+            previous: Some(&previous),
+            attention_gtt: Some(&attention_gtt),
+            ..RouteCx::new(phase, &self.noise)
+        };
+        self.router.route(x_gtd, &cx)
     }
 
     /// Outputs with the stand-in experts, `[g, t, d]`, at evaluation.
@@ -168,14 +214,33 @@ impl Case {
         Ok(self.route(x_gtd, Phase::Eval)?.plan.apply(x_gtd, expert))
     }
 
-    fn reference_routes(&self, phase: Phase) -> Result<Vec<HostRouting>, RouteError> {
+    /// `ask` of the reference with the input of every group; `constants`, where there are any, take
+    /// the place of what the reference would compute.
+    fn of_reference<T>(
+        &self,
+        phase: Phase,
+        constants: &Constants,
+        ask: impl Fn(&dyn Reference, &HostInput<'_>) -> Result<T, RouteError>,
+    ) -> Result<Vec<T>, RouteError> {
         let reference = self.router.reference();
-        let route = |g| {
-            let (x_td, draws) = (to_host(&self.x_gtd.get(g)), self.noise.of_group(g));
+        let group = |(g, previous): (usize, &HostRouting)| {
+            let (x_td, mut draws) =
+                (to_host(&self.x_gtd.get(g as i64)), self.noise.of_group(g as i64));
+            draws.extend(constants.get(g).into_iter().flatten().cloned());
             let input = HostInput::new(x_td.view()).train(phase != Phase::Eval).draws(&draws);
-            reference.route(&input)
+            let attention_tt = to_host(&self.attention_gtt.get(g as i64));
+            let input = input.previous(Some(previous)).attention(Some(attention_tt.view()));
+            ask(reference.as_ref(), &input)
         };
-        (0..GROUPS).map(route).collect()
+        self.before.routing_g.iter().enumerate().map(group).collect()
+    }
+
+    fn reference_routes(
+        &self,
+        phase: Phase,
+        constants: &Constants,
+    ) -> Result<Vec<HostRouting>, RouteError> {
+        self.of_reference(phase, constants, |reference, input| reference.route(input))
     }
 
     /// Worst error of everything that routing gives back.
@@ -185,7 +250,7 @@ impl Case {
             violations.push(format!("broken plan: {error}"));
         }
         let y_gtd = routing.plan.apply(&self.x_gtd, expert);
-        let wanted = self.reference_routes(phase)?;
+        let wanted = self.reference_routes(phase, &Constants::new())?;
         let mut worst = aux_error(&routing, &wanted, violations);
         for (g, want) in wanted.iter().enumerate() {
             let x_td = to_host(&self.x_gtd.get(g as i64));
@@ -209,8 +274,8 @@ impl Case {
         Ok(aux.iter().fold(y_gtd.square().sum(Kind::Double), |sum, a| sum + &a.value))
     }
 
-    fn reference_objective(&self) -> Result<f64, RouteError> {
-        let routes = self.reference_routes(Phase::Train { step: 0 })?;
+    fn reference_objective(&self, constants: &Constants) -> Result<f64, RouteError> {
+        let routes = self.reference_routes(Phase::Train { step: 0 }, constants)?;
         let groups = routes.iter().enumerate().map(|(g, routing)| {
             let x_td = to_host(&self.x_gtd.get(g as i64));
             let y_td = routing.plan.apply(x_td.view(), host_expert);
@@ -223,6 +288,8 @@ impl Case {
     /// Worst error of all gradients, and how many there are.
     fn gradient_error(&self, violations: &mut Vec<String>) -> Result<(f64, usize), SuiteError> {
         self.objective()?.backward();
+        let (phase, none) = (Phase::Train { step: 0 }, Constants::new());
+        let constants = self.of_reference(phase, &none, |of, input| of.constants(input))?;
         let x = ("tokens".to_owned(), self.x_gtd.shallow_clone());
         let params = self.store.entries();
         let params = params.iter().map(|p| (p.name.clone(), p.tensor.shallow_clone()));
@@ -235,7 +302,7 @@ impl Case {
             }
             let grad = grad.contiguous().view([-1]);
             for i in 0..tensor.numel() as i64 {
-                let central = self.central_difference(&tensor, i)?;
+                let central = self.central_difference(&tensor, i, &constants)?;
                 worst = worst.max(relative_error(grad.double_value(&[i]), central));
                 count += 1;
             }
@@ -245,11 +312,16 @@ impl Case {
 
     /// By value `i` of `tensor`. The whole tensor is put back each time: a router may rewrite its
     /// parameters in place when it is asked (X-MoE's rescaled embeddings).
-    fn central_difference(&self, tensor: &Tensor, i: i64) -> Result<f64, RouteError> {
+    fn central_difference(
+        &self,
+        tensor: &Tensor,
+        i: i64,
+        constants: &Constants,
+    ) -> Result<f64, RouteError> {
         let (mut now, before) = (tensor.detach(), tensor.detach().copy());
         let mut at = |h: f64| {
             let _ = now.view([-1]).get(i).g_add_scalar_(h);
-            let objective = self.reference_objective();
+            let objective = self.reference_objective(constants);
             now.copy_(&before);
             objective
         };
@@ -294,6 +366,8 @@ impl Case {
                 let routing = match self.route(&x_gtd, phase) {
                     // A capacity below one row is refused by rule, and says so.
                     Err(RouteError::Capacity(_)) if x_gtd.size()[1] == 1 => continue,
+                    // So is an edge on which a formula is not defined.
+                    Err(RouteError::Setting { .. }) => continue,
                     routing => routing?,
                 };
                 let y_gtd = routing.plan.apply(&x_gtd, expert);

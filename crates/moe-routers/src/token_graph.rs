@@ -1,0 +1,63 @@
+//! Similarity-Aware and Attention-Aware SMoE: tokens talk before they choose. **Experimental**: the
+//! rule is this project's reconstruction, its equations are not checked against the paper's.
+//!
+//! *Improving Routing in Sparse Mixture of Experts with Graph of Tokens*, 2025, arXiv 2505.00792.
+//!
+//! ```text
+//! z_j  = W_r u_j + b,  r_j = softmax(z_j)                         own choice               (1)
+//! S    = softmax_j(u_i^T W_s u_j / tau), or attention pooled over heads                    (2)
+//! pi_i = sum_j S_ij r_j, or softmax(sum_j S_ij z_j)               mixed choice             (3)
+//! T    = top-k of pi_i, g = pi_i or r_i over T, divided by its sum                         (4)
+//! ```
+//!
+//! Numbers in brackets count the steps of the reconstruction. Through the [`Router`](crate::Router)
+//! seam attention comes as one matrix per group ([`RouteCx::attention_gtt`](crate::RouteCx)), pooled by
+//! whoever made it; [`TokenGraph::decide`] takes heads, cached columns and segments.
+
+mod config;
+mod measures;
+mod reference;
+mod router;
+
+pub use config::{Cache, Config, Gate, Graph, Mix, Pool};
+pub use measures::{EntropyBounds, check_stochastic, entropy_bounds, fluctuation, row_entropy};
+pub use reference::{HostDecision, HostSources, HostTokenGraph, host_graph, host_pool};
+pub use router::{Decision, Sources, TokenGraph, entropy, graph, pool};
+
+use crate::config::{Preset, resolve};
+use crate::router::Paper;
+
+/// What it is.
+pub const PAPER: Paper = Paper {
+    id: "token-graph",
+    title: "Improving Routing in Sparse Mixture of Experts with Graph of Tokens",
+    authors: "2025",
+    arxiv: "2505.00792",
+    idea: "A token's choice of experts is averaged with the choices of tokens that resemble it or that it attends to, which is meant to steady routing.",
+    equations: &[
+        ("(1), (3), (4)", "TokenGraph::decide"),
+        ("(2)", "token_graph::graph"),
+        ("entropy bounds", "token_graph::entropy_bounds"),
+    ],
+    deviations: &[
+        "no code was released, so there is no `reference` preset; `paper` = `similarity`, `paper_attention` = `attention`",
+        "not causal unless `causal = true`: in a language model the router sees the future without it",
+        "preset `given` reads its graph where `attention` reads the attention",
+        "the balance loss on the mixed choice, weight 0.01, is the common practice of language models, not the paper's",
+    ],
+    unverified: &[
+        "every equation: the rule is reconstructed from the paper's abstract and opening",
+        "whether probabilities or logits are mixed, which gates weigh the experts, how heads are pooled",
+        "title and authors",
+    ],
+    presets: Config::PRESETS,
+    compared: &["similarity"],
+    control: false,
+    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+};
+
+/// Name under which the reference takes a graph that it is to hold constant, `[t, n]`.
+pub const GRAPH: &str = "graph";
+
+#[cfg(test)]
+mod tests;
