@@ -3,6 +3,7 @@
 //!
 //! Axis letters: `g` groups, `t` tokens of a group, `e` experts, `k` choices.
 
+pub mod baselines_state;
 pub mod experts;
 pub mod vmoe;
 
@@ -18,7 +19,7 @@ use ndarray::{Array2, ArrayD, Axis, concatenate};
 use tch::{Device, Kind, Tensor};
 
 /// Every operation of every paper.
-pub const OPS: &[&[Op]] = &[vmoe::OPS];
+pub const OPS: &[&[Op]] = &[vmoe::OPS, baselines_state::OPS];
 
 /// The router's configuration: the case's settings, less those in `own` that are the operation's,
 /// over the preset they name. Checked against the number of experts.

@@ -161,8 +161,8 @@ mod tests {
         best
     }
 
-    /// Greedy would give 9 + 8 to expert 0 and leave 0 + 1; the optimum keeps token 3, which loses
-    /// most by leaving: 9 - 2 = 7 and 7 - 0 = 7 stay at 0 (token 0 and 3), the others go to 1.
+    /// By moving from expert 0 to 1 the tokens lose 7, 2, 0 and 7: the two that lose least go, though
+    /// token 1 has the second largest score of all at expert 0.
     #[test]
     fn by_hand() {
         let score_te = array![[9.0, 2.0], [8.0, 6.0], [3.0, 3.0], [7.0, 0.0]];

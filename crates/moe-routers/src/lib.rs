@@ -37,11 +37,17 @@ pub mod router;
 pub mod suite;
 pub mod tolerance;
 
+pub mod base;
+pub mod deepseek_v3;
 pub mod dense;
 pub mod expert_choice;
+pub mod hash;
 pub mod random;
+pub mod sinkhorn;
 pub mod smoe;
+pub mod smoe_dropout;
 pub mod soft_moe;
+pub mod stable_moe;
 pub mod switch;
 pub mod v_moe;
 pub mod x_moe;
@@ -58,10 +64,16 @@ pub const PAPERS: &[&Paper] = &[
     &random::PAPER,
     &smoe::PAPER,
     &switch::PAPER,
+    &base::PAPER,
+    &hash::PAPER,
     &v_moe::PAPER,
+    &sinkhorn::PAPER,
     &expert_choice::PAPER,
+    &stable_moe::PAPER,
     &x_moe::PAPER,
+    &smoe_dropout::PAPER,
     &soft_moe::PAPER,
+    &deepseek_v3::PAPER,
 ];
 
 /// The registered paper of that name.
