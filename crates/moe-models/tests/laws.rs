@@ -5,9 +5,7 @@ use moe_models::{
     Activation, DecoderLm, ExpertExec, ExpertShape, Experts, LmConfig, Norm, RoutingGroup,
 };
 use moe_routers::tolerance::tolerance;
-use moe_routers::{
-    PAPERS, ParamStore, Phase, Role, RouteCx, SeededNoise, Settings, router_config,
-};
+use moe_routers::{PAPERS, ParamStore, Phase, Role, RouteCx, SeededNoise, Settings, router_config};
 use tch::{Device, Kind, Tensor};
 
 const ACTIVATIONS: [Activation; 4] =

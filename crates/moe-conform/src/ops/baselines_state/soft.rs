@@ -98,7 +98,8 @@ pub(super) fn torch(args: &Args<'_>) -> Result<Outputs, OpError> {
     let per_slot = |x_gts: &Tensor| x_gts.view([-1, e as i64, p as i64]);
     let logits_gts =
         soft_moe::slot_logits(&input.config, &x_gtd, &input.phi_ds(args)?, &input.scale(args));
-    let combine_te = per_slot(&plan.combine_gts).sum_dim_intlist(-1, false, plan.combine_gts.kind());
+    let combine_te =
+        per_slot(&plan.combine_gts).sum_dim_intlist(-1, false, plan.combine_gts.kind());
     let slots_epd = routing.plan.dispatch(&x_gtd).view([e as i64, p as i64, d as i64]);
     let mut outputs: Outputs = vec![
         ("logits", per_slot(&logits_gts).into()),
