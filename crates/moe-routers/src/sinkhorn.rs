@@ -259,4 +259,19 @@ mod tests {
             assert!(difference.iter().all(|v| v.abs() < 1e-12), "training {train}");
         }
     }
+
+    /// The mean change ends the rounds, not the sum: both sides agree at every tolerance.
+    #[test]
+    fn both_sides_end_after_the_same_rounds() {
+        let logits_te =
+            Array2::from_shape_fn((12, 6), |(t, e)| ((t * 7 + e * e) as f64).sin() * 3.0);
+        let tensor = tch::Tensor::from_slice(logits_te.as_slice().unwrap()).view([12, 6]);
+        let rounds = (0..24).map(|i| {
+            let config = Config { tol: 0.7f64.powi(i), ..Config::preset("megatron") };
+            let host = transport_host(&config, logits_te.view()).unwrap().iterations;
+            assert_eq!(transport(&config, &tensor).unwrap().iterations, host, "tol {}", config.tol);
+            host
+        });
+        assert!(rounds.max() > Some(3));
+    }
 }

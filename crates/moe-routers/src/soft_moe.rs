@@ -187,8 +187,7 @@ fn per_expert(x_ts: &Array2<f64>, p: usize) -> Array2<f64> {
 
 impl Reference for Host {
     fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
-        let logits_ts =
-            slot_logits_host(&self.config, input.x_td, self.phi_ds.view(), self.scale);
+        let logits_ts = slot_logits_host(&self.config, input.x_td, self.phi_ds.view(), self.scale);
         let dispatch_ts = score::softmax(logits_ts.t()).reversed_axes(); // (1)
         let combine_ts = score::softmax(logits_ts.view()); // (2)
         let p = self.config.slots_per_expert;
