@@ -100,6 +100,14 @@ impl<'a> RouteCx<'a> {
         self.phase != Phase::Eval
     }
 
+    /// Optimiser steps taken so far, in training.
+    pub fn step(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Train { step } => Some(step),
+            Phase::Eval => None,
+        }
+    }
+
     /// Standard normal values like `like`, named `name`.
     pub fn normal(&self, name: &'static str, like: &Tensor) -> Tensor {
         self.noise.normal(Site { layer: self.layer, name }, like)

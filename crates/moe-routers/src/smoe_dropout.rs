@@ -20,7 +20,7 @@ use crate::config::{ConfigError, Preset, RouterConfig, Settings, resolve, to_set
 use crate::convert::to_host;
 use crate::params::{Init, Params, Role};
 use crate::plan::ChoicesGtk;
-use crate::router::{Chosen, Dims, Paper, Phase, RouteCx, Router, Routing, axes3, room};
+use crate::router::{Chosen, Dims, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{Choices, HostInput, HostRouting, Reference, RouteError, score};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -203,11 +203,7 @@ impl Router for SmoeDropout {
     fn route(&self, x_gtd: &Tensor, cx: &RouteCx<'_>) -> Result<Routing, RouteError> {
         let logits_gte = x_gtd.linear(&self.gate_ed, None::<&Tensor>); // (1)
         let ((_, t, e), kind) = (axes3(&logits_gte), logits_gte.kind());
-        let step = match cx.phase {
-            Phase::Train { step } => Some(step),
-            Phase::Eval => None,
-        };
-        let k = self.config.top_k(e as usize, step); // (3)
+        let k = self.config.top_k(e as usize, cx.step()); // (3)
         let choices = ChoicesGtk::top_k(&logits_gte, k as i64); // (2)
         let gate_gtk = choices.gate_gtk.softmax(-1, kind);
         let room = room(cx.capacity, None, (t as usize, e as usize, k))?;

@@ -23,7 +23,7 @@ use crate::base;
 use crate::config::{Preset, resolve};
 use crate::convert::to_host;
 use crate::plan::ChoicesGtk;
-use crate::router::{Aux, Chosen, Paper, Phase, RouteCx, Router, Routing, axes3};
+use crate::router::{Aux, Chosen, Paper, RouteCx, Router, Routing, axes3};
 use moe_core::{Choices, HostInput, HostRouting, Reference, RouteError, score};
 use ndarray::{Array2, ArrayView2, Axis};
 use tch::{Kind, Tensor};
@@ -152,11 +152,7 @@ impl Router for StableMoe {
         let score_gte = x_gtd.linear(&self.centroids_ed, None::<&Tensor>); // (1)
         let (_, t, e) = axes3(&score_gte);
         let student_gte = self.student.as_ref().map(|s| s.scores(cx.token_gt)).transpose()?;
-        let step = match cx.phase {
-            Phase::Train { step } => Some(step),
-            Phase::Eval => None,
-        };
-        let stage_1 = self.config.stage_1(step);
+        let stage_1 = self.config.stage_1(cx.step());
         let guide_gte = match (stage_1, &student_gte) {
             (true, _) => &score_gte,                   // (3)
             (false, Some(student_gte)) => student_gte, // (6)
