@@ -4,6 +4,7 @@
 //! Axis letters: `g` groups, `t` tokens of a group, `e` experts, `k` choices.
 
 pub mod acmoe;
+pub mod baselines_state;
 pub mod experts;
 pub mod metrics;
 pub mod momentum;
@@ -40,6 +41,7 @@ pub const OPS: &[&[Op]] = &[
     vqmoe::OPS,
     acmoe::OPS,
     token_graph::OPS,
+    baselines_state::OPS,
 ];
 
 /// The router's configuration: the case's settings, less those in `own` that are the operation's,

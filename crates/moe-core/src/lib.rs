@@ -51,6 +51,7 @@
 //! - Arithmetic panics on programmer error, with both shapes in the message; whatever is built from
 //!   data or settings returns an error that names the culprit.
 
+pub mod assignment;
 pub mod balance;
 pub mod capacity;
 pub mod metrics;

@@ -46,6 +46,10 @@ pub struct HostInput<'a> {
     pub attention_tt: Option<ArrayView2<'a, f64>>,
     /// Tokens that are padding, `[t]`; `None` unless set.
     pub padding_t: Option<&'a [bool]>,
+    /// Ids of the tokens in the vocabulary, `[t]`; `None` unless set.
+    pub token_t: Option<&'a [usize]>,
+    /// Optimiser steps taken so far; 0 unless set.
+    pub step: u64,
 }
 
 impl<'a> HostInput<'a> {
@@ -59,6 +63,8 @@ impl<'a> HostInput<'a> {
             previous: None,
             attention_tt: None,
             padding_t: None,
+            token_t: None,
+            step: 0,
         }
     }
 
@@ -90,6 +96,16 @@ impl<'a> HostInput<'a> {
     /// Sets which tokens are padding.
     pub fn padding(self, padding_t: Option<&'a [bool]>) -> Self {
         Self { padding_t, ..self }
+    }
+
+    /// Sets the ids of the tokens.
+    pub fn tokens(self, token_t: Option<&'a [usize]>) -> Self {
+        Self { token_t, ..self }
+    }
+
+    /// Sets the number of optimiser steps taken so far.
+    pub fn step(self, step: u64) -> Self {
+        Self { step, ..self }
     }
 
     /// The draw of this name.

@@ -243,7 +243,8 @@ impl DecoderLm {
         for block in &self.blocks {
             let attend = |x: &Tensor| Ok(block.attention.forward(x));
             x_btd = self.sublayer(&Plain, &x_btd, &block.attention_norm, attend, &mut None)?;
-            let feed = |x: &Tensor| block.feed(x, self.config.routing_group, cx, &mut traces);
+            let cx = RouteCx { token_gt: Some(x_bt), ..*cx };
+            let feed = |x: &Tensor| block.feed(x, self.config.routing_group, &cx, &mut traces);
             let residual = self.residual.as_ref();
             x_btd =
                 self.sublayer(residual, &x_btd, &block.feed_forward_norm, feed, &mut carried)?;
@@ -357,8 +358,11 @@ impl Block {
                     RoutingGroup::Batch => x_btd.reshape([1, b * t, d]),
                     RoutingGroup::Sequence => x_btd.shallow_clone(),
                 };
+                let (g, t_of_group, _) = x_gtd.size3().expect("[g, t, d]");
+                let token_gt = cx.token_gt.map(|ids| ids.reshape([g, t_of_group]));
                 let previous = traces.last().map(|trace| &trace.routing);
-                let (y_gtd, trace) = layer.forward(&x_gtd, &RouteCx { previous, ..*cx })?;
+                let cx = RouteCx { previous, token_gt: token_gt.as_ref(), ..*cx };
+                let (y_gtd, trace) = layer.forward(&x_gtd, &cx)?;
                 traces.push(trace);
                 Ok(y_gtd.view([b, t, d]))
             }

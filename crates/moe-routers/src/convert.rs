@@ -38,3 +38,9 @@ pub fn to_tensor(a: ArrayView2<'_, f64>, like: &Tensor) -> Tensor {
         .to_kind(like.kind())
         .to_device(like.device())
 }
+
+/// Copies indices of this shape to an int64 tensor on the device of `like`.
+pub fn to_indices(values: &[usize], shape: &[i64], like: &Tensor) -> Tensor {
+    let values: Vec<i64> = values.iter().map(|&v| v as i64).collect();
+    Tensor::from_slice(&values).view(shape).to_device(like.device())
+}

@@ -48,6 +48,17 @@ pub mod smoe;
 pub mod smoe_vae;
 pub mod soft_moe;
 pub mod ssr;
+pub mod base;
+pub mod deepseek_v3;
+pub mod dense;
+pub mod expert_choice;
+pub mod hash;
+pub mod random;
+pub mod sinkhorn;
+pub mod smoe;
+pub mod smoe_dropout;
+pub mod soft_moe;
+pub mod stable_moe;
 pub mod switch;
 pub mod us_moe;
 pub mod token_graph;
@@ -67,14 +78,20 @@ pub const PAPERS: &[&Paper] = &[
     &random::PAPER,
     &smoe::PAPER,
     &switch::PAPER,
+    &base::PAPER,
+    &hash::PAPER,
     &v_moe::PAPER,
+    &sinkhorn::PAPER,
     &expert_choice::PAPER,
+    &stable_moe::PAPER,
     &x_moe::PAPER,
+    &smoe_dropout::PAPER,
     &soft_moe::PAPER,
     &us_moe::PAPER,
     &ssr::PAPER,
     &ac_moe::PAPER,
     &token_graph::PAPER,
+    &deepseek_v3::PAPER,
 ];
 
 /// The registered paper of that name.

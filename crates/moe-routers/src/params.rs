@@ -18,6 +18,8 @@ pub enum Init {
     Const(f64),
     /// Normal with mean 0 and this standard deviation.
     Normal(f64),
+    /// A matrix with orthonormal rows, or columns where it is tall, times this factor.
+    Orthogonal(f64),
 }
 
 /// What happens to a tensor during training.
@@ -93,6 +95,7 @@ impl ParamStore {
         let options = (self.kind, self.device);
         match init {
             Init::Const(value) => Tensor::full(shape, value, options),
+            Init::Orthogonal(gain) => orthogonal(&self.value(name, shape, Init::Normal(1.0)), gain),
             Init::Normal(std) => {
                 let mut key = [0; 32];
                 key[..8].copy_from_slice(&self.seed.to_le_bytes());
@@ -107,6 +110,17 @@ impl ParamStore {
             }
         }
     }
+}
+
+/// The orthonormal factor of a matrix times `gain`, along its shorter axis.
+fn orthogonal(normal: &Tensor, gain: f64) -> Tensor {
+    let wide = normal.size()[0] < normal.size()[1];
+    let tall = if wide { normal.tr() } else { normal.shallow_clone() };
+    let (q, r) = Tensor::linalg_qr(&tall.to_device(Device::Cpu).to_kind(Kind::Double), "reduced");
+    // The factor is unique, and uniform over rotations, once R has a positive diagonal.
+    let q = q * r.diagonal(0, 0, 1).sign() * gain;
+    let q = if wide { q.tr() } else { q };
+    q.contiguous().to_kind(normal.kind()).to_device(normal.device())
 }
 
 /// A place in a [`ParamStore`] under a dotted prefix.
@@ -155,6 +169,11 @@ impl<'a> Params<'a> {
         self.add(name, shape, Init::Const(value), Role::Undecayed)
     }
 
+    /// Where the tensors lie.
+    pub fn device(&self) -> Device {
+        self.store.device
+    }
+
     fn full_name(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.into() } else { format!("{}.{name}", self.prefix) }
     }
@@ -174,6 +193,17 @@ mod tests {
         assert_eq!(matrix(1, "w"), matrix(1, "w"));
         assert_ne!(matrix(1, "w"), matrix(2, "w"));
         assert_ne!(matrix(1, "w"), matrix(1, "v"));
+    }
+
+    #[test]
+    fn orthogonal_values_are() {
+        for shape in [[3, 5], [5, 3]] {
+            let store = ParamStore::new(1, Device::Cpu, Kind::Double);
+            let w = store.root().add("w", &shape, Init::Orthogonal(0.1), Role::Decayed).detach();
+            let gram = if shape[0] < shape[1] { w.matmul(&w.tr()) } else { w.tr().matmul(&w) };
+            let want = Tensor::eye(3, (Kind::Double, Device::Cpu)) * 0.01;
+            assert!(gram.allclose(&want, 1e-12, 1e-12, false), "{shape:?}");
+        }
     }
 
     #[test]

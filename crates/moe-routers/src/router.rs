@@ -76,6 +76,8 @@ pub struct RouteCx<'a> {
     pub attention_gtt: Option<&'a Tensor>,
     /// Tokens that are padding, `[g, t]`, bool: they take no place and leave every mean.
     pub padding_gt: Option<&'a Tensor>,
+    /// Ids of the tokens in the vocabulary, `[g, t]`, int64, for routers that read them.
+    pub token_gt: Option<&'a Tensor>,
 }
 
 impl<'a> RouteCx<'a> {
@@ -89,12 +91,21 @@ impl<'a> RouteCx<'a> {
             previous: None,
             attention_gtt: None,
             padding_gt: None,
+            token_gt: None,
         }
     }
 
     /// Whether this is a training step.
     pub fn training(&self) -> bool {
         self.phase != Phase::Eval
+    }
+
+    /// Optimiser steps taken so far, in training.
+    pub fn step(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Train { step } => Some(step),
+            Phase::Eval => None,
+        }
     }
 
     /// Standard normal values like `like`, named `name`.
@@ -166,6 +177,10 @@ pub trait Router: Debug + Send {
 
     /// The same rule for one group in host arithmetic, holding a copy of the present parameters.
     fn reference(&self) -> Box<dyn Reference>;
+
+    /// Updates what no gradient reaches, after an optimiser step whose loads were `load_e`
+    /// (`[e]`, all groups together). Such state is a buffer, so that checkpoints hold it.
+    fn after_step(&mut self, _load_e: &Tensor) {}
 }
 
 /// The three axes of `x`, which the caller's name says it has.

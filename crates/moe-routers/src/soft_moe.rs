@@ -12,7 +12,7 @@
 //! ```
 
 use crate::config::{
-    ConfigError, Preset, RouterConfig, Settings, check_positive, resolve, to_settings,
+    ConfigError, Preset, RouterConfig, Settings, check_positive, check_weight, resolve, to_settings,
 };
 use crate::convert::to_host;
 use crate::params::Params;
@@ -31,7 +31,7 @@ pub const PAPER: Paper = Paper {
     arxiv: "2308.00951",
     idea: "Nothing is dropped and nothing chosen: every expert slot reads a weighted mean of all tokens, every token a weighted mean of all slots.",
     equations: &[
-        ("sec. 2.3", "SoftMoe::logits"),
+        ("sec. 2.3", "slot_logits"),
         ("(1)-(2)", "SoftMoe::route"),
         ("(3)", "TensorPlan::combine"),
     ],
@@ -46,9 +46,6 @@ pub const PAPER: Paper = Paper {
     config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
 };
 
-/// Floor inside the norm; the released code's.
-const EPS: f64 = 1e-6;
-
 /// Settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -59,13 +56,15 @@ pub struct Config {
     pub normalize: bool,
     /// Initial value of the learned scale.
     pub scale: f64,
+    /// Floor inside the norm.
+    pub eps: f64,
 }
 
 impl Preset for Config {
     const PRESETS: &'static [&'static str] = &["paper"];
 
     fn preset(_: &str) -> Self {
-        Self { slots_per_expert: 1, normalize: true, scale: 1.0 }
+        Self { slots_per_expert: 1, normalize: true, scale: 1.0, eps: 1e-6 }
     }
 }
 
@@ -76,7 +75,8 @@ impl RouterConfig for Config {
 
     fn check(&self, _: usize) -> Result<(), ConfigError> {
         check_positive("slots_per_expert", self.slots_per_expert as f64)?;
-        check_positive("scale", self.scale)
+        check_positive("scale", self.scale)?;
+        check_weight("eps", self.eps)
     }
 
     /// One slot per expert costs as much as one token; spread over tokens this is far below one
@@ -109,23 +109,22 @@ struct SoftMoe {
     config: Config,
 }
 
-impl SoftMoe {
-    fn logits(&self, x_gtd: &Tensor) -> Tensor {
-        if !self.config.normalize {
-            return x_gtd.matmul(&(&self.phi_ds * &self.scale));
-        }
-        unit(x_gtd, -1).matmul(&(unit(&self.phi_ds, 0) * &self.scale))
+/// `L`, `[g, t, d] -> [g, t, s]` (section 2.3).
+pub fn slot_logits(config: &Config, x_gtd: &Tensor, phi_ds: &Tensor, scale: &Tensor) -> Tensor {
+    if !config.normalize {
+        return x_gtd.matmul(&(phi_ds * scale));
     }
+    unit(x_gtd, -1, config.eps).matmul(&(unit(phi_ds, 0, config.eps) * scale))
 }
 
 /// `v / sqrt(sum v^2 + eps)` along `axis`.
-fn unit(v: &Tensor, axis: i64) -> Tensor {
-    v / (v.square().sum_dim_intlist(axis, true, None) + EPS).sqrt()
+fn unit(v: &Tensor, axis: i64, eps: f64) -> Tensor {
+    v / (v.square().sum_dim_intlist(axis, true, None) + eps).sqrt()
 }
 
 impl Router for SoftMoe {
     fn route(&self, x_gtd: &Tensor, _: &RouteCx<'_>) -> Result<Routing, RouteError> {
-        let logits_gts = self.logits(x_gtd);
+        let logits_gts = slot_logits(&self.config, x_gtd, &self.phi_ds, &self.scale);
         let (g, t, s) = axes3(&logits_gts);
         let kind = logits_gts.kind();
         let combine_gts = logits_gts.softmax(2, kind);
@@ -160,9 +159,22 @@ struct Host {
     config: Config,
 }
 
+/// `L` of one group on the host, `[t, d] -> [t, s]`.
+pub fn slot_logits_host(
+    config: &Config,
+    x_td: ArrayView2<'_, f64>,
+    phi_ds: ArrayView2<'_, f64>,
+    scale: f64,
+) -> Array2<f64> {
+    if !config.normalize {
+        return x_td.dot(&phi_ds) * scale;
+    }
+    unit_rows(x_td, config.eps).dot(&unit_rows(phi_ds.t(), config.eps).t()) * scale
+}
+
 /// Rows divided by `sqrt(sum v^2 + eps)`.
-fn unit_rows(v: ArrayView2<'_, f64>) -> Array2<f64> {
-    let norm = v.mapv(|v| v * v).sum_axis(Axis(1)).mapv(|sum| (sum + EPS).sqrt());
+fn unit_rows(v: ArrayView2<'_, f64>, eps: f64) -> Array2<f64> {
+    let norm = v.mapv(|v| v * v).sum_axis(Axis(1)).mapv(|sum| (sum + eps).sqrt());
     &v / &norm.insert_axis(Axis(1))
 }
 
@@ -175,11 +187,7 @@ fn per_expert(x_ts: &Array2<f64>, p: usize) -> Array2<f64> {
 
 impl Reference for Host {
     fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
-        let logits_ts = if self.config.normalize {
-            unit_rows(input.x_td).dot(&unit_rows(self.phi_ds.t()).t()) * self.scale
-        } else {
-            input.x_td.dot(&self.phi_ds) * self.scale
-        };
+        let logits_ts = slot_logits_host(&self.config, input.x_td, self.phi_ds.view(), self.scale);
         let dispatch_ts = score::softmax(logits_ts.t()).reversed_axes(); // (1)
         let combine_ts = score::softmax(logits_ts.view()); // (2)
         let p = self.config.slots_per_expert;
