@@ -3,6 +3,7 @@
 //!
 //! Axis letters: `g` groups, `t` tokens of a group, `e` experts, `k` choices.
 
+pub mod baselines;
 pub mod experts;
 pub mod vmoe;
 
@@ -18,7 +19,7 @@ use ndarray::{Array2, ArrayD, Axis, concatenate};
 use tch::{Device, Kind, Tensor};
 
 /// Every operation of every paper.
-pub const OPS: &[&[Op]] = &[vmoe::OPS];
+pub const OPS: &[&[Op]] = &[baselines::OPS, vmoe::OPS];
 
 /// The router's configuration: the case's settings, less those in `own` that are the operation's,
 /// over the preset they name. Checked against the number of experts.
@@ -57,6 +58,10 @@ impl Noise for Given {
     fn uniform(&self, site: Site, like: &Tensor) -> Tensor {
         self.draw(site, like)
     }
+
+    fn gumbel(&self, site: Site, like: &Tensor) -> Tensor {
+        self.draw(site, like)
+    }
 }
 
 /// What a routing operation hands to a router, on either side.
@@ -86,10 +91,21 @@ impl Route<'_> {
     /// # Errors
     /// The router's.
     pub fn torch(&self) -> Result<Routing, OpError> {
+        self.torch_padded(None)
+    }
+
+    /// The same for one group, some of whose tokens are padding.
+    ///
+    /// # Errors
+    /// The router's.
+    pub fn torch_padded(&self, padding_t: Option<&[bool]>) -> Result<Routing, OpError> {
+        let padding_gt = padding_t.map(|p| Tensor::from_slice(p).unsqueeze(0));
         let draws = self.draws.iter().map(|(name, t)| (*name, t.shallow_clone())).collect();
         let phase = if self.draws.is_empty() { Phase::Eval } else { Phase::Train { step: 0 } };
         let noise = Given(draws);
-        Ok(self.build().route(&self.x_gtd, &RouteCx::new(phase, &noise))?)
+        let mut cx = RouteCx::new(phase, &noise);
+        cx.padding_gt = padding_gt.as_ref();
+        Ok(self.build().route(&self.x_gtd, &cx)?)
     }
 
     /// Routes with the plain reference, group by group.
@@ -97,6 +113,17 @@ impl Route<'_> {
     /// # Errors
     /// The reference's.
     pub fn reference(&self) -> Result<Vec<HostRouting>, OpError> {
+        self.reference_padded(None)
+    }
+
+    /// The same for one group, some of whose tokens are padding.
+    ///
+    /// # Errors
+    /// The reference's.
+    pub fn reference_padded(
+        &self,
+        padding_t: Option<&[bool]>,
+    ) -> Result<Vec<HostRouting>, OpError> {
         let reference = self.build().reference();
         let group = |g: i64| {
             let x_td = moe_routers::convert::to_host(&self.x_gtd.get(g));
@@ -107,6 +134,7 @@ impl Route<'_> {
             };
             let draws: Vec<_> = self.draws.iter().map(draw).collect();
             let input = HostInput::new(x_td.view()).train(!draws.is_empty()).draws(&draws);
+            let input = input.padding(padding_t);
             Ok(reference.route(&input)?)
         };
         (0..self.x_gtd.size()[0]).map(group).collect()

@@ -39,6 +39,9 @@ pub mod tolerance;
 
 pub mod dense;
 pub mod expert_choice;
+pub mod glam;
+pub mod gshard;
+pub mod noisy_topk;
 pub mod random;
 pub mod smoe;
 pub mod soft_moe;
@@ -57,6 +60,8 @@ pub const PAPERS: &[&Paper] = &[
     &dense::PAPER,
     &random::PAPER,
     &smoe::PAPER,
+    &noisy_topk::PAPER,
+    &gshard::PAPER,
     &switch::PAPER,
     &v_moe::PAPER,
     &expert_choice::PAPER,
