@@ -197,7 +197,7 @@ fn dropped(input: &Input, outputs: &Outputs) -> Outputs {
 }
 
 fn host_losses(input: &Input, routing: &HostRouting) -> Outputs {
-    let Losses::Balance(alpha) | Losses::BalanceAndZ(alpha, _) = input.losses else {
+    let (Losses::Balance(alpha) | Losses::BalanceAndZ(alpha, _)) = input.losses else {
         return Vec::new();
     };
     let padding_t = input.padding_t.as_deref();
@@ -235,7 +235,7 @@ fn torch(
 }
 
 fn torch_losses(input: &Input, routing: &Routing) -> Outputs {
-    let Losses::Balance(alpha) | Losses::BalanceAndZ(alpha, _) = input.losses else {
+    let (Losses::Balance(alpha) | Losses::BalanceAndZ(alpha, _)) = input.losses else {
         return Vec::new();
     };
     let padding_gt = flags(input.padding_t.as_deref());
