@@ -344,7 +344,13 @@ mod tests {
         let plan = crate::SparsePlan::from_lists(1, &[vec![(0, 1.0)]]).unwrap();
         let one = array![[1.0]];
         let aux = vec![("importance", 0.5), ("load", 0.25)];
-        let routing = HostRouting { plan: plan.into(), logits_te: one.clone(), gate_te: one, aux };
+        let routing = HostRouting {
+            plan: plan.into(),
+            chosen: None,
+            logits_te: one.clone(),
+            gate_te: one,
+            aux,
+        };
         assert_eq!((routing.aux("load"), routing.aux("z")), (Some(0.25), None));
     }
 }

@@ -179,11 +179,14 @@ pub fn pick(config: &Config, score_gte: &Tensor) -> Result<Picked, RouteError> {
     let options = (Kind::Int64, score_gte.device());
     let first_g1 = (Tensor::arange(g, options) * t).view([g, 1]);
     let token_n = (&token_egc + first_g1).flatten(0, -1);
-    let mut weight_n = score_egc.flatten(0, -1);
-    if config.normalize == Normalize::NumExperts {
-        let experts_t = token_n.bincount(None::<Tensor>, g * t);
-        weight_n = weight_n / experts_t.index_select(0, &token_n).to_kind(score_gte.kind());
-    }
+    let score_n = score_egc.flatten(0, -1);
+    let weight_n = match config.normalize {
+        Normalize::None => score_n,
+        Normalize::NumExperts => {
+            let experts_n = token_n.bincount(None::<Tensor>, g * t).index_select(0, &token_n);
+            score_n / experts_n.to_kind(score_gte.kind())
+        }
+    };
     let load_e = Tensor::full([e], g * room, options);
     let plan = TensorPlan::Sparse(SparseRows { token_n, weight_n, load_e, groups: g, tokens: t });
     Ok(Picked { token_egc, score_egc, plan })
@@ -219,32 +222,37 @@ pub fn scores_host(config: &Config, logits_te: ArrayView2<'_, f64>) -> Array2<f6
     }
 }
 
-/// (3) and the weights of (4) for one group on the host: the plan, and the tokens of every expert with
-/// their undivided scores, best first.
+/// What the experts took of one group, on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostPicked {
+    /// Tokens of every expert with their scores, undivided, best first.
+    pub taken: Vec<Vec<(usize, f64)>>,
+    /// The plan, with the weights of (4).
+    pub plan: SparsePlan,
+}
+
+/// (3) for one group on the host, `score_te` is `[t, e]`.
 ///
 /// # Errors
 /// A capacity below 1, or a score that is not finite.
-pub fn pick_host(
-    config: &Config,
-    score_te: ArrayView2<'_, f64>,
-) -> Result<(SparsePlan, Vec<Vec<(usize, f64)>>), RouteError> {
+pub fn pick_host(config: &Config, score_te: ArrayView2<'_, f64>) -> Result<HostPicked, RouteError> {
     let (t, e) = score_te.dim();
     let plan = SparsePlan::expert_choice(score_te, config.room(t, e)?)?;
     let taken: Vec<Vec<(usize, f64)>> = (0..e).map(|e| plan.rows(e).collect()).collect();
     if config.normalize == Normalize::None {
-        return Ok((plan, taken));
+        return Ok(HostPicked { taken, plan });
     }
     let experts_t = plan.kept_per_token();
     let divided = |&(t, score): &(usize, f64)| (t, score / experts_t[t] as f64);
     let lists: Vec<Vec<_>> = taken.iter().map(|rows| rows.iter().map(divided).collect()).collect();
-    Ok((SparsePlan::from_lists(t, &lists)?, taken))
+    Ok(HostPicked { plan: SparsePlan::from_lists(t, &lists)?, taken })
 }
 
 impl Reference for Host {
     fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
         let logits_te = input.x_td.dot(&self.gate_ed.t());
         let score_te = scores_host(&self.config, logits_te.view()); // (2)
-        let (plan, _) = pick_host(&self.config, score_te.view())?; // (3)-(4)
+        let plan = pick_host(&self.config, score_te.view())?.plan; // (3)-(4)
         Ok(HostRouting {
             plan: Plan::Sparse(plan),
             chosen: None,

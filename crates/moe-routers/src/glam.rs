@@ -32,9 +32,7 @@ impl Gelu {
     pub fn of(self, x: f64) -> f64 {
         match self {
             Self::Erf => x * moe_core::score::normal_cdf(x),
-            Self::Tanh => {
-                0.5 * x * (1.0 + (FRAC_2_PI.sqrt() * (x + 0.044715 * x.powi(3))).tanh())
-            }
+            Self::Tanh => 0.5 * x * (1.0 + (FRAC_2_PI.sqrt() * (x + 0.044715 * x.powi(3))).tanh()),
         }
     }
 

@@ -206,8 +206,7 @@ impl Router for Smoe {
         let choices = self.choose(&logits_gte, &prob_gte);
         let Config { balance, balance_weight, z_weight, top_k, .. } = self.config;
         let padding = cx.padding_gt;
-        let terms =
-            losses::load_balance_of_valid(&prob_gte, &choices.expert_gtk, balance, padding);
+        let terms = losses::load_balance_of_valid(&prob_gte, &choices.expert_gtk, balance, padding);
         let mut aux = vec![Aux { name: "balance", weight: balance_weight, value: terms.loss }];
         if z_weight > 0.0 {
             let value = losses::z_loss_of_valid(&logits_gte, padding);

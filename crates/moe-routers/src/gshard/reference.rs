@@ -111,8 +111,7 @@ mod tests {
         let x_td = Array2::ones((2, 1));
         let combine_te = |normalize, second_policy| {
             let capacity = Some(1);
-            let config =
-                Config { capacity, normalize, second_policy, ..Config::preset("paper") };
+            let config = Config { capacity, normalize, second_policy, ..Config::preset("paper") };
             let host = Host { gate_ed: gate_ed.clone(), config };
             let draws = [(SECOND, array![[0.9], [0.1]])];
             let input = HostInput::new(x_td.view()).train(true).draws(&draws);

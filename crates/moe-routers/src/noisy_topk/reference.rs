@@ -3,9 +3,7 @@
 use super::{CV_EPSILON, Config, NOISE};
 use crate::router::room;
 use moe_core::balance::cv_squared_guarded;
-use moe_core::{
-    Choices, Chosen, HostInput, HostRouting, Reference, RouteError, score, top_k,
-};
+use moe_core::{Choices, Chosen, HostInput, HostRouting, Reference, RouteError, score, top_k};
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 
 /// The reference, with a copy of the parameters.

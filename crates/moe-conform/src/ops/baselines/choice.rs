@@ -4,8 +4,9 @@ use crate::args::{Args, expect_shape};
 use crate::op::{Op, OpError, Outputs};
 use crate::ops::{Route, config, dense_forms, grouped, host_universal, torch_universal};
 use moe_routers::convert::to_host;
+use moe_routers::expert_choice::{self, HostPicked};
+use moe_routers::losses;
 use moe_routers::noisy_topk::{self, NoisyTopk};
-use moe_routers::{expert_choice, losses};
 use ndarray::{Array2, Axis};
 use tch::{Kind, Tensor};
 
@@ -160,7 +161,7 @@ fn choice_reference(args: &Args<'_>) -> Result<Outputs, OpError> {
         "probs" => given_te,
         _ => expert_choice::scores_host(&config, given_te.view()),
     };
-    let (plan, taken) = expert_choice::pick_host(&config, score_te.view())?;
+    let HostPicked { plan, taken } = expert_choice::pick_host(&config, score_te.view())?;
     let capacity = taken[0].len();
     let rows = |of: fn(&(usize, f64)) -> f64| {
         Array2::from_shape_fn((taken.len(), capacity), |(e, c)| of(&taken[e][c]))

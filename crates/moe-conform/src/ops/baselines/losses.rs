@@ -72,8 +72,11 @@ impl AuxInput {
 fn aux_reference(args: &Args<'_>) -> Result<Outputs, OpError> {
     let input = AuxInput::read(args)?;
     let logits_te = input.logits_te.view();
-    let prob_te =
-        if input.sigmoid { score::normalised_sigmoid(logits_te) } else { score::softmax(logits_te) };
+    let prob_te = if input.sigmoid {
+        score::normalised_sigmoid(logits_te)
+    } else {
+        score::softmax(logits_te)
+    };
     let chosen_tk = || Choices::top_k(logits_te, input.top_k).expert_tk;
     let expert_tk = input.expert_tk.unwrap_or_else(chosen_tk);
     let padding_t = input.padding_t.as_deref();
@@ -157,8 +160,7 @@ fn geglu_reference(args: &Args<'_>) -> Result<Outputs, OpError> {
 
 fn geglu_torch(args: &Args<'_>) -> Result<Outputs, OpError> {
     let (_, _, gelu) = read_geglu(args)?;
-    let layer =
-        Geglu { w_hd: args.torch("w")?, v_hd: args.torch("v")?, w2_dh: args.torch("w2")? };
+    let layer = Geglu { w_hd: args.torch("w")?, v_hd: args.torch("v")?, w2_dh: args.torch("w2")? };
     let x_td: Tensor = args.torch("x")?;
     Ok(vec![("y", layer.apply(&x_td, gelu).into())])
 }

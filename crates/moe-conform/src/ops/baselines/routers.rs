@@ -203,8 +203,7 @@ fn host_losses(input: &Input, routing: &HostRouting) -> Outputs {
     let padding_t = input.padding_t.as_deref();
     let choices = &routing.chosen.as_ref().expect("tokens choose").choices;
     let first_t1 = choices.expert_tk.slice(s![.., ..1]);
-    let terms =
-        LoadBalance::of_valid(routing.gate_te.view(), first_t1, AuxForm::SumK, padding_t);
+    let terms = LoadBalance::of_valid(routing.gate_te.view(), first_t1, AuxForm::SumK, padding_t);
     let aux = routing.aux("balance").expect("a balance loss");
     let mut outputs: Outputs = vec![
         ("fraction", terms.fraction_e.into()),
@@ -242,12 +241,8 @@ fn torch_losses(input: &Input, routing: &Routing) -> Outputs {
     let choices = &routing.chosen.as_ref().expect("tokens choose").choices;
     let first_gt1 = choices.expert_gtk.narrow(-1, 0, 1);
     let prob_gte = &routing.gate_gte;
-    let terms = losses::load_balance_of_valid(
-        prob_gte,
-        &first_gt1,
-        AuxForm::SumK,
-        padding_gt.as_ref(),
-    );
+    let terms =
+        losses::load_balance_of_valid(prob_gte, &first_gt1, AuxForm::SumK, padding_gt.as_ref());
     let aux = &routing.aux[0].value;
     let mut outputs: Outputs = vec![
         ("fraction", terms.fraction_ge.get(0).into()),
