@@ -4,6 +4,7 @@
 //! Axis letters: `g` groups, `t` tokens of a group, `e` experts, `k` choices.
 
 pub mod acmoe;
+pub mod baselines;
 pub mod baselines_state;
 pub mod experts;
 pub mod metrics;
@@ -42,6 +43,7 @@ pub const OPS: &[&[Op]] = &[
     acmoe::OPS,
     token_graph::OPS,
     baselines_state::OPS,
+    baselines::OPS,
 ];
 
 /// The router's configuration: the case's settings, less those in `own` that are the operation's,
@@ -81,6 +83,10 @@ impl Noise for Given {
     fn uniform(&self, site: Site, like: &Tensor) -> Tensor {
         self.draw(site, like)
     }
+
+    fn gumbel(&self, site: Site, like: &Tensor) -> Tensor {
+        self.draw(site, like)
+    }
 }
 
 /// What a routing operation hands to a router, on either side.
@@ -110,10 +116,21 @@ impl Route<'_> {
     /// # Errors
     /// The router's.
     pub fn torch(&self) -> Result<Routing, OpError> {
+        self.torch_padded(None)
+    }
+
+    /// The same for one group, some of whose tokens are padding.
+    ///
+    /// # Errors
+    /// The router's.
+    pub fn torch_padded(&self, padding_t: Option<&[bool]>) -> Result<Routing, OpError> {
+        let padding_gt = padding_t.map(|p| Tensor::from_slice(p).unsqueeze(0));
         let draws = self.draws.iter().map(|(name, t)| (*name, t.shallow_clone())).collect();
         let phase = if self.draws.is_empty() { Phase::Eval } else { Phase::Train { step: 0 } };
         let noise = Given(draws);
-        Ok(self.build().route(&self.x_gtd, &RouteCx::new(phase, &noise))?)
+        let mut cx = RouteCx::new(phase, &noise);
+        cx.padding_gt = padding_gt.as_ref();
+        Ok(self.build().route(&self.x_gtd, &cx)?)
     }
 
     /// Routes with the plain reference, group by group.
@@ -121,6 +138,17 @@ impl Route<'_> {
     /// # Errors
     /// The reference's.
     pub fn reference(&self) -> Result<Vec<HostRouting>, OpError> {
+        self.reference_padded(None)
+    }
+
+    /// The same for one group, some of whose tokens are padding.
+    ///
+    /// # Errors
+    /// The reference's.
+    pub fn reference_padded(
+        &self,
+        padding_t: Option<&[bool]>,
+    ) -> Result<Vec<HostRouting>, OpError> {
         let reference = self.build().reference();
         let group = |g: i64| {
             let x_td = moe_routers::convert::to_host(&self.x_gtd.get(g));
@@ -131,6 +159,7 @@ impl Route<'_> {
             };
             let draws: Vec<_> = self.draws.iter().map(draw).collect();
             let input = HostInput::new(x_td.view()).train(!draws.is_empty()).draws(&draws);
+            let input = input.padding(padding_t);
             Ok(reference.route(&input)?)
         };
         (0..self.x_gtd.size()[0]).map(group).collect()

@@ -8,7 +8,7 @@
 
 mod load_balance;
 
-pub use load_balance::{AuxForm, LoadBalance, load_balance};
+pub use load_balance::{AuxForm, LoadBalance, load_balance, valid_rows};
 
 use crate::score::{log_sum_exp, normal_cdf};
 use crate::select::top_k;

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 /// Who keeps a place when an expert is full.
 ///
-/// All first choices queue before all second choices in every order; an order says in which
-/// sequence the tokens are visited.
+/// In the first three orders all first choices queue before all second choices, and the order says
+/// in which sequence the tokens are visited; the last two do not look at the rank of a choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DropOrder {
@@ -24,6 +24,10 @@ pub enum DropOrder {
     BatchPriority,
     /// By falling sum of the token's `k` weights, the alternative in the same paper.
     BatchPrioritySum,
+    /// Earlier tokens first, with all their choices (Megatron-LM, drop policy `position`).
+    Position,
+    /// By falling weight of the choice itself (Megatron-LM, drop policy `probs`). The sort is stable.
+    Gate,
 }
 
 /// How many rows an expert accepts from a group.

@@ -62,7 +62,7 @@ pub mod score;
 pub mod select;
 pub mod stats;
 
-pub use balance::AuxForm;
+pub use balance::{AuxForm, LoadBalance};
 pub use capacity::{CapacityError, CapacityInput, CapacityPolicy, CapacityRule, DropOrder, Limit};
 pub use metrics::{DropStats, GateEntropy, LoadStats, MetricError};
 pub use plan::{Plan, PlanError, SoftPlan, SparsePlan};

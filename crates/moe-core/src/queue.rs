@@ -10,8 +10,8 @@ use std::cmp::Reverse;
 
 /// What became of every choice of one group.
 ///
-/// Choices queue rank by rank, and within a rank in the order of [`DropOrder`]. An expert keeps
-/// the choices that find fewer than `capacity` before them.
+/// Choices queue in the order of [`DropOrder`]. An expert keeps the choices that find fewer than
+/// `capacity` before them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queue {
     /// Choices of the same expert that queued earlier, `[t, k]`, rejected ones counted too; -1 for
@@ -19,7 +19,7 @@ pub struct Queue {
     pub position_tk: Array2<i64>,
     /// Whether the choice got a place, `[t, k]`.
     pub kept_tk: Array2<bool>,
-    /// The order in which tokens are visited, `[t]`.
+    /// The order in which tokens are visited, `[t]`; theirs where choices are visited one by one.
     pub order_t: Vec<usize>,
 }
 
@@ -61,12 +61,17 @@ impl Queue {
         let order_t = order.visit(choices.gate_tk.view());
         let mut position_tk = Array2::from_elem(present_tk.dim(), -1);
         let mut arrived_e = vec![0; experts];
-        for rank in 0..choices.per_token() {
-            for &t in order_t.iter().filter(|&&t| present_tk[[t, rank]]) {
-                let arrived = &mut arrived_e[choices.expert_tk[[t, rank]]];
-                position_tk[[t, rank]] = *arrived;
+        let mut arrive = |choice: (usize, usize)| {
+            if present_tk[choice] {
+                let arrived = &mut arrived_e[choices.expert_tk[choice]];
+                position_tk[choice] = *arrived;
                 *arrived += 1;
             }
+        };
+        match order.one_by_one(choices.gate_tk.view()) {
+            Some(visits) => visits.into_iter().for_each(arrive),
+            None => (0..choices.per_token())
+                .for_each(|rank| order_t.iter().for_each(|&t| arrive((t, rank)))),
         }
         let places = capacity.map_or(i64::MAX, |rows| i64::try_from(rows).unwrap_or(i64::MAX));
         let kept_tk = position_tk.mapv(|position| (0..places).contains(&position));
@@ -79,7 +84,7 @@ impl DropOrder {
     pub fn visit(self, gate_tk: ArrayView2<'_, f64>) -> Vec<usize> {
         let mut order_t: Vec<usize> = (0..gate_tk.nrows()).collect();
         let priority_t: Vec<f64> = match self {
-            Self::Arrival => return order_t,
+            Self::Arrival | Self::Position | Self::Gate => return order_t,
             // A token without choices may come at any time.
             Self::BatchPriority => gate_tk
                 .rows()
@@ -92,6 +97,19 @@ impl DropOrder {
         };
         order_t.sort_by_key(|&token| Reverse(key(priority_t[token])));
         order_t
+    }
+
+    /// The choices `(token, rank)` in the order in which they are visited, for the orders that do not
+    /// look at ranks.
+    fn one_by_one(self, gate_tk: ArrayView2<'_, f64>) -> Option<Vec<(usize, usize)>> {
+        let mut visits: Vec<_> = match self {
+            Self::Position | Self::Gate => gate_tk.indexed_iter().map(|(at, _)| at).collect(),
+            _ => return None,
+        };
+        if self == Self::Gate {
+            visits.sort_by_key(|&at| Reverse(key(gate_tk[at])));
+        }
+        Some(visits)
     }
 }
 
@@ -139,6 +157,20 @@ mod tests {
     fn batch_priority_sum_by_hand() {
         // Sums 0.9, 0.7, 0.8, 1.0.
         assert_eq!(DropOrder::BatchPrioritySum.visit(choices().gate_tk.view()), [3, 0, 2, 1]);
+    }
+
+    #[test]
+    fn position_and_gate_do_not_look_at_ranks() {
+        // Expert 0 is chosen by tokens 0, 1, 3 first and 2 second, with gates 0.5, 0.6, 0.7, 0.3;
+        // expert 1 by tokens 0 and 3 second and 2 first, with gates 0.4, 0.3, 0.5.
+        let queue = Queue::of(&choices(), 3, Some(2), DropOrder::Position).unwrap();
+        assert_eq!(queue.position_tk, array![[0, 0], [1, 0], [1, 2], [3, 2]]);
+        let queue = Queue::of(&choices(), 3, Some(2), DropOrder::Gate).unwrap();
+        assert_eq!(queue.position_tk, array![[2, 1], [1, 0], [0, 3], [0, 2]]);
+        assert_eq!(
+            queue.kept_tk,
+            array![[false, true], [true, true], [true, false], [true, false]]
+        );
     }
 
     #[test]

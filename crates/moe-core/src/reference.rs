@@ -132,6 +132,25 @@ impl<'a> HostInput<'a> {
     }
 }
 
+impl HostInput<'_> {
+    /// Which of every token's `k` choices queue, `[t, k]`: those of tokens that are no padding.
+    ///
+    /// # Errors
+    ///
+    /// If there is not one padding flag per token.
+    pub fn present(&self, k: usize) -> Result<Array2<bool>, RouteError> {
+        let tokens = self.x_td.nrows();
+        let Some(padding_t) = self.padding_t else {
+            return Ok(Array2::from_elem((tokens, k), true));
+        };
+        if padding_t.len() != tokens {
+            let (expected, got) = ((tokens, 1), (padding_t.len(), 1));
+            return Err(RouteError::Shape { what: "padding", expected, got });
+        }
+        Ok(Array2::from_shape_fn((tokens, k), |(t, _)| !padding_t[t]))
+    }
+}
+
 /// What the tokens of one group chose, and what became of the choices.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chosen {
@@ -157,6 +176,21 @@ impl Chosen {
         (slots, order): (Option<usize>, DropOrder),
     ) -> Result<Self, PlanError> {
         let queue = Queue::of(&choices, experts, slots, order)?;
+        Ok(Self { choices, queue, experts, slots })
+    }
+
+    /// The same for the choices that are `true` in `present_tk`; the others take no place.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::of_present`].
+    pub fn of_present(
+        choices: Choices,
+        present_tk: ArrayView2<'_, bool>,
+        experts: usize,
+        (slots, order): (Option<usize>, DropOrder),
+    ) -> Result<Self, PlanError> {
+        let queue = Queue::of_present(&choices, present_tk, experts, slots, order)?;
         Ok(Self { choices, queue, experts, slots })
     }
 

@@ -55,6 +55,12 @@ pub fn sigmoid(x: f64) -> f64 {
     }
 }
 
+/// Sigmoids of every row divided by their sum, `[t, e] -> [t, e]`: the softmax of `ln sigmoid`, which
+/// is safe where every sigmoid underflows.
+pub fn normalised_sigmoid(logits_te: ArrayView2<'_, f64>) -> Array2<f64> {
+    softmax(logits_te.mapv(|l| -softplus(-l)).view())
+}
+
 /// `ln(1 + exp(x))`, without overflow for any finite `x`.
 pub fn softplus(x: f64) -> f64 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
@@ -184,6 +190,13 @@ mod tests {
         assert_near(softplus(3f64.ln()), 4f64.ln());
         assert_near(softplus(-3f64.ln()), (4.0 / 3.0f64).ln());
         assert_eq!((softplus(-800.0), softplus(800.0)), (0.0, 800.0));
+    }
+
+    #[test]
+    fn normalised_sigmoid_by_hand() {
+        // sigmoid(ln 3) = 3/4, sigmoid(0) = 1/2: 3/5 and 2/5.
+        let p_te = normalised_sigmoid(array![[3f64.ln(), 0.0], [-2e3, -2e3]].view());
+        p_te.iter().zip([0.6, 0.4, 0.5, 0.5]).for_each(|(got, want)| assert_near(*got, want));
     }
 
     #[test]

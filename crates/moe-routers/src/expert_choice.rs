@@ -20,7 +20,7 @@ use moe_core::{
     CapacityError, CapacityInput, CapacityRule, HostInput, HostRouting, Plan, Reference,
     RouteError, SparsePlan, score,
 };
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -33,11 +33,13 @@ pub const PAPER: Paper = Paper {
     idea: "Every expert takes the tokens that score it highest, always the same number: perfect balance, a token gets any number of experts.",
     equations: &[
         ("(1)", "Config::room"),
-        ("(2)-(3)", "ExpertChoice::route"),
+        ("(2)", "scores"),
+        ("(3)", "pick"),
         ("(4)", "TensorPlan::combine"),
     ],
     deviations: &[
         "not causal: a token's experts depend on later tokens of its group, so its language-model losses are not comparable with causal routers'",
+        "preset `mesh` is Mesh TensorFlow's: softmax over the tokens of a group, and weights divided by the number of experts that picked the token",
         "the paper's capped variant (at most b experts per token, a linear programme) is left out",
         "a recipe's capacity policy does not apply: the room of an expert is the method itself",
     ],
@@ -48,25 +50,60 @@ pub const PAPER: Paper = Paper {
     config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
 };
 
+/// Over what the scores sum to one (2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Score {
+    /// The experts.
+    SoftmaxExperts,
+    /// The tokens of the group.
+    SoftmaxTokens,
+}
+
+/// What the weights are divided by (4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Normalize {
+    /// Nothing.
+    None,
+    /// The number of experts that picked the token.
+    NumExperts,
+}
+
 /// Settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// Tokens that an expert takes of a group, at most all; wins over the factor.
+    pub capacity: Option<usize>,
     /// Experts per token on average, `c` in (1).
     pub capacity_factor: f64,
+    /// Over what the scores sum to one.
+    pub score: Score,
+    /// What the weights are divided by.
+    pub normalize: Normalize,
 }
 
 impl Preset for Config {
-    const PRESETS: &'static [&'static str] = &["paper"];
+    const PRESETS: &'static [&'static str] = &["paper", "mesh"];
 
-    fn preset(_: &str) -> Self {
-        Self { capacity_factor: 2.0 }
+    fn preset(name: &str) -> Self {
+        let (score, normalize) = match name {
+            "mesh" => (Score::SoftmaxTokens, Normalize::NumExperts),
+            _ => (Score::SoftmaxExperts, Normalize::None),
+        };
+        Self { capacity: None, capacity_factor: 2.0, score, normalize }
     }
 }
 
 impl Config {
     /// (1): tokens that an expert takes from a group.
     fn room(&self, tokens: usize, experts: usize) -> Result<usize, CapacityError> {
+        match self.capacity {
+            Some(0) => return Err(CapacityError::BelowOne { got: 0.0 }),
+            Some(rows) => return Ok(rows.min(tokens)),
+            None => {}
+        }
         CapacityRule::ExpertChoice.capacity(&CapacityInput {
             tokens,
             experts,
@@ -82,17 +119,13 @@ impl RouterConfig for Config {
         to_settings(self)
     }
 
-    fn check(&self, experts: usize) -> Result<(), ConfigError> {
-        check_positive("capacity_factor", self.capacity_factor)?;
-        if self.capacity_factor > experts as f64 {
-            let reason = format!("{} is above the {experts} experts", self.capacity_factor);
-            return Err(ConfigError::setting("capacity_factor", reason));
-        }
-        Ok(())
+    fn check(&self, _: usize) -> Result<(), ConfigError> {
+        check_positive("capacity_factor", self.capacity_factor)
     }
 
-    fn active_experts(&self, _: usize) -> f64 {
-        self.capacity_factor
+    /// By the factor: what a fixed capacity comes to depends on the size of the group.
+    fn active_experts(&self, experts: usize) -> f64 {
+        self.capacity_factor.min(experts as f64)
     }
 
     fn causal(&self) -> bool {
@@ -112,30 +145,61 @@ struct ExpertChoice {
     config: Config,
 }
 
+/// (2), `[g, t, e]`.
+pub fn scores(config: &Config, logits_gte: &Tensor) -> Tensor {
+    let axis = match config.score {
+        Score::SoftmaxExperts => 2,
+        Score::SoftmaxTokens => 1,
+    };
+    logits_gte.softmax(axis, logits_gte.kind())
+}
+
+/// What the experts took, best first.
+#[derive(Debug)]
+pub struct Picked {
+    /// Tokens of the group, `[e, g, c]`, int64.
+    pub token_egc: Tensor,
+    /// Their scores, undivided, `[e, g, c]`.
+    pub score_egc: Tensor,
+    /// The plan, with the weights of (4).
+    pub plan: TensorPlan,
+}
+
+/// (3): every expert takes its best tokens of every group. `score_gte` is `[g, t, e]`.
+///
+/// # Errors
+/// A capacity below 1.
+pub fn pick(config: &Config, score_gte: &Tensor) -> Result<Picked, RouteError> {
+    let (g, t, e) = axes3(score_gte);
+    let room = config.room(t as usize, e as usize)? as i64;
+    let score_egt = score_gte.permute([2, 0, 1]);
+    let best_egt = score_egt.detach().argsort_stable(true, -1, true);
+    let token_egc = best_egt.narrow(-1, 0, room);
+    let score_egc = score_egt.gather(-1, &token_egc, false);
+    let options = (Kind::Int64, score_gte.device());
+    let first_g1 = (Tensor::arange(g, options) * t).view([g, 1]);
+    let token_n = (&token_egc + first_g1).flatten(0, -1);
+    let score_n = score_egc.flatten(0, -1);
+    let weight_n = match config.normalize {
+        Normalize::None => score_n,
+        Normalize::NumExperts => {
+            let experts_n = token_n.bincount(None::<Tensor>, g * t).index_select(0, &token_n);
+            score_n / experts_n.to_kind(score_gte.kind())
+        }
+    };
+    let load_e = Tensor::full([e], g * room, options);
+    let plan = TensorPlan::Sparse(SparseRows { token_n, weight_n, load_e, groups: g, tokens: t });
+    Ok(Picked { token_egc, score_egc, plan })
+}
+
 impl Router for ExpertChoice {
     fn route(&self, x_gtd: &Tensor, _: &RouteCx<'_>) -> Result<Routing, RouteError> {
         let logits_gte = x_gtd.linear(&self.gate_ed, None::<&Tensor>);
-        let (g, t, e) = axes3(&logits_gte);
-        let room = self.config.room(t as usize, e as usize)? as i64;
-        let score_gte = logits_gte.softmax(-1, logits_gte.kind()); // (2)
-        let score_egt = score_gte.permute([2, 0, 1]);
-        let best_egt = score_egt.detach().argsort_stable(true, -1, true);
-        let token_egc = best_egt.narrow(-1, 0, room); // (3)
-        let weight_egc = score_egt.gather(-1, &token_egc, false);
-        let options = (Kind::Int64, x_gtd.device());
-        let first_g1 = (Tensor::arange(g, options) * t).view([g, 1]);
-        let plan = TensorPlan::Sparse(SparseRows {
-            token_n: (token_egc + first_g1).flatten(0, -1),
-            weight_n: weight_egc.flatten(0, -1),
-            load_e: Tensor::full([e], g * room, options),
-            groups: g,
-            tokens: t,
-        });
         Ok(Routing {
-            plan,
+            plan: pick(&self.config, &scores(&self.config, &logits_gte))?.plan,
             chosen: None,
+            gate_gte: logits_gte.detach().softmax(-1, logits_gte.kind()),
             logits_gte,
-            gate_gte: score_gte.detach(),
             aux: Vec::new(),
         })
     }
@@ -150,17 +214,50 @@ struct Host {
     config: Config,
 }
 
+/// (2) for one group on the host, `[t, e]`.
+pub fn scores_host(config: &Config, logits_te: ArrayView2<'_, f64>) -> Array2<f64> {
+    match config.score {
+        Score::SoftmaxExperts => score::softmax(logits_te),
+        Score::SoftmaxTokens => score::softmax(logits_te.t()).reversed_axes(),
+    }
+}
+
+/// What the experts took of one group, on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostPicked {
+    /// Tokens of every expert with their scores, undivided, best first.
+    pub taken: Vec<Vec<(usize, f64)>>,
+    /// The plan, with the weights of (4).
+    pub plan: SparsePlan,
+}
+
+/// (3) for one group on the host, `score_te` is `[t, e]`.
+///
+/// # Errors
+/// A capacity below 1, or a score that is not finite.
+pub fn pick_host(config: &Config, score_te: ArrayView2<'_, f64>) -> Result<HostPicked, RouteError> {
+    let (t, e) = score_te.dim();
+    let plan = SparsePlan::expert_choice(score_te, config.room(t, e)?)?;
+    let taken: Vec<Vec<(usize, f64)>> = (0..e).map(|e| plan.rows(e).collect()).collect();
+    if config.normalize == Normalize::None {
+        return Ok(HostPicked { taken, plan });
+    }
+    let experts_t = plan.kept_per_token();
+    let divided = |&(t, score): &(usize, f64)| (t, score / experts_t[t] as f64);
+    let lists: Vec<Vec<_>> = taken.iter().map(|rows| rows.iter().map(divided).collect()).collect();
+    Ok(HostPicked { plan: SparsePlan::from_lists(t, &lists)?, taken })
+}
+
 impl Reference for Host {
     fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
         let logits_te = input.x_td.dot(&self.gate_ed.t());
-        let (t, e) = logits_te.dim();
-        let score_te = score::softmax(logits_te.view()); // (2)
-        let plan = SparsePlan::expert_choice(score_te.view(), self.config.room(t, e)?)?; // (3)
+        let score_te = scores_host(&self.config, logits_te.view()); // (2)
+        let plan = pick_host(&self.config, score_te.view())?.plan; // (3)-(4)
         Ok(HostRouting {
             plan: Plan::Sparse(plan),
             chosen: None,
+            gate_te: score::softmax(logits_te.view()),
             logits_te,
-            gate_te: score_te,
             aux: Vec::new(),
         })
     }
@@ -175,7 +272,7 @@ mod tests {
     /// and `W = (1, 0)^T` expert 0 likes large tokens best (3, then 2), expert 1 small ones (0, 1).
     #[test]
     fn by_hand() {
-        let config = Config { capacity_factor: 1.0 };
+        let config = Config { capacity_factor: 1.0, ..Config::preset("paper") };
         let host = Host { gate_ed: array![[1.0], [0.0]], config };
         let x_td = array![[1.0], [2.0], [3.0], [4.0]];
         let routing = host.route(&HostInput::new(x_td.view())).unwrap();

@@ -39,29 +39,27 @@ pub mod suite;
 pub mod tolerance;
 
 pub mod ac_moe;
-pub mod dense;
-pub mod expert_choice;
-pub mod momentum;
-pub mod random;
-pub mod s2_moe;
-pub mod smoe;
-pub mod smoe_vae;
-pub mod soft_moe;
-pub mod ssr;
 pub mod base;
 pub mod deepseek_v3;
 pub mod dense;
 pub mod expert_choice;
+pub mod glam;
+pub mod gshard;
 pub mod hash;
+pub mod momentum;
+pub mod noisy_topk;
 pub mod random;
+pub mod s2_moe;
 pub mod sinkhorn;
 pub mod smoe;
 pub mod smoe_dropout;
+pub mod smoe_vae;
 pub mod soft_moe;
+pub mod ssr;
 pub mod stable_moe;
 pub mod switch;
-pub mod us_moe;
 pub mod token_graph;
+pub mod us_moe;
 pub mod v_moe;
 pub mod vq_moe;
 pub mod x_moe;
@@ -77,6 +75,8 @@ pub const PAPERS: &[&Paper] = &[
     &dense::PAPER,
     &random::PAPER,
     &smoe::PAPER,
+    &noisy_topk::PAPER,
+    &gshard::PAPER,
     &switch::PAPER,
     &base::PAPER,
     &hash::PAPER,

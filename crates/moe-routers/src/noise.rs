@@ -22,6 +22,12 @@ pub trait Noise: Debug {
 
     /// Values uniform on `[0, 1)`, of the shape, kind and device of `like`.
     fn uniform(&self, site: Site, like: &Tensor) -> Tensor;
+
+    /// Standard Gumbel values of the shape, kind and device of `like`: `-ln(-ln u)`.
+    fn gumbel(&self, site: Site, like: &Tensor) -> Tensor {
+        // The floor keeps a draw of exactly 0 from becoming -inf.
+        -(-self.uniform(site, like).clamp_min(1e-30).log()).log()
+    }
 }
 
 /// Draws keyed by seed, step, layer and name; the same call gives the same values on any machine.

@@ -77,6 +77,17 @@ impl ChoicesGtk {
         Self { gate_gtk, ..self }
     }
 
+    /// Without the choices of padded tokens (`padding_gt`, `[g, t]`, bool), which take no place.
+    pub fn without_padding(self, padding_gt: Option<&Tensor>) -> Self {
+        let Some(padding_gt) = padding_gt else { return self };
+        let valid_gt1 = padding_gt.logical_not().unsqueeze(-1);
+        let present_gtk = match &self.present_gtk {
+            Some(present_gtk) => present_gtk.logical_and(&valid_gt1),
+            None => valid_gt1.expand_as(&self.expert_gtk).contiguous(),
+        };
+        self.present(present_gtk)
+    }
+
     /// Only the choices that are true in `present_gtk`.
     pub fn present(self, present_gtk: Tensor) -> Self {
         Self { present_gtk: Some(present_gtk), ..self }
@@ -84,8 +95,7 @@ impl ChoicesGtk {
 
     /// Queues the choices at their experts; each expert keeps the first `slots` of every group.
     ///
-    /// First choices of all tokens come before second ones; within a rank tokens come in the order
-    /// that `order` says. The queue counts rejected choices too, so a place is free only if it was
+    /// Choices come in the order that `order` says. The queue counts rejected choices too, so a place is free only if it was
     /// never taken.
     pub fn plan(&self, experts: i64, (slots, order): (Option<usize>, DropOrder)) -> TensorPlan {
         let (groups, tokens, k) = self.expert_gtk.size3().expect("[g, t, k]");
@@ -130,7 +140,16 @@ impl ChoicesGtk {
 
     /// Index into the flattened `[g, t, k]` of the choice visited first, second, …: `[g * k * t]`.
     fn visiting_order(&self, order: DropOrder) -> Tensor {
-        let (_, _, k) = self.expert_gtk.size3().expect("[g, t, k]");
+        let (g, t, k) = self.expert_gtk.size3().expect("[g, t, k]");
+        let options = (Kind::Int64, self.expert_gtk.device());
+        match order {
+            DropOrder::Position => return Tensor::arange(g * t * k, options),
+            DropOrder::Gate => {
+                let first_g1 = (Tensor::arange(g, options) * (t * k)).view([g, 1]);
+                return (by_falling(&self.gate_gtk.flatten(1, 2)) + first_g1).flatten(0, -1);
+            }
+            DropOrder::Arrival | DropOrder::BatchPriority | DropOrder::BatchPrioritySum => {}
+        }
         let rank_k1 = Tensor::arange(k, (Kind::Int64, self.expert_gtk.device())).view([k, 1]);
         (self.visiting_tokens(order).unsqueeze(1) * k + rank_k1).flatten(0, -1)
     }
@@ -140,7 +159,9 @@ impl ChoicesGtk {
         let (g, t, _) = self.expert_gtk.size3().expect("[g, t, k]");
         let options = (Kind::Int64, self.expert_gtk.device());
         let token_gt = match order {
-            DropOrder::Arrival => Tensor::arange(t, options).expand([g, t], false),
+            DropOrder::Arrival | DropOrder::Position | DropOrder::Gate => {
+                Tensor::arange(t, options).expand([g, t], false)
+            }
             DropOrder::BatchPriority => by_falling(&self.gate_gtk.select(-1, 0)),
             DropOrder::BatchPrioritySum => {
                 by_falling(&self.gate_gtk.sum_dim_intlist(-1, false, self.gate_gtk.kind()))

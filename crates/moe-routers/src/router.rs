@@ -117,6 +117,11 @@ impl<'a> RouteCx<'a> {
     pub fn uniform(&self, name: &'static str, like: &Tensor) -> Tensor {
         self.noise.uniform(Site { layer: self.layer, name }, like)
     }
+
+    /// Standard Gumbel values like `like`, named `name`.
+    pub fn gumbel(&self, name: &'static str, like: &Tensor) -> Tensor {
+        self.noise.gumbel(Site { layer: self.layer, name }, like)
+    }
 }
 
 /// A named auxiliary loss and its weight in the objective.

@@ -11,6 +11,7 @@
 //! y = scale * sum over T of g_e f_e(x)                                             (4)
 //! L_bal = E sum_e f_e P_e,  P from softmax(l)                                      (5)
 //! L_z   = mean_t (log sum_e exp l_te)^2                                            (6)
+//! capacity: an expert keeps at most C of its tokens, whatever the rank of the choice (7)
 //! ```
 //!
 //! (2) and (3) are the same numbers.
@@ -24,7 +25,10 @@ use crate::losses;
 use crate::params::Params;
 use crate::plan::ChoicesGtk;
 use crate::router::{Aux, Chosen, Dims, Paper, RouteCx, Router, Routing, axes3, room};
-use moe_core::{AuxForm, Choices, HostInput, HostRouting, Reference, RouteError, balance, score};
+use moe_core::{
+    AuxForm, CapacityPolicy, Choices, DropOrder, HostInput, HostRouting, Limit, LoadBalance,
+    Reference, RouteError, balance, score,
+};
 use ndarray::{Array2, Axis};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -40,8 +44,11 @@ pub const PAPER: Paper = Paper {
         ("(1)-(4)", "Smoe::choose"),
         ("(5)", "losses::load_balance"),
         ("(6)", "losses::z_loss"),
+        ("(7)", "Config::policy"),
     ],
     deviations: &[
+        "capacity (off in every preset) follows Megatron-LM: by token order (`position`) or by the largest gates (`probs`); a recipe's own policy wins over it",
+        "`qwen2_moe` leaves out its shared expert, scaled by sigmoid(x . w_s): an expert that every token visits is the layer's business, not the router's",
         "presets `plain` and `smoe` differ in the order of softmax and selection; `normalize` makes them equal",
         "the balance loss keeps the scale of its `balance` form; coefficients are comparable only within one form",
     ],
@@ -65,6 +72,16 @@ pub enum Order {
     TopkSoftmax,
 }
 
+/// Who keeps a place when an expert is full (7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DropPolicy {
+    /// The first in token order.
+    Position,
+    /// Those with the largest gate.
+    Probs,
+}
+
 /// Settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,6 +94,10 @@ pub struct Config {
     pub normalize: bool,
     /// Factor on every gate (4).
     pub scale: f64,
+    /// Rows that an expert keeps of a group (7); `null` keeps all.
+    pub capacity: Option<usize>,
+    /// Which rows these are.
+    pub drop_policy: DropPolicy,
     /// Form of the balance loss.
     pub balance: AuxForm,
     /// Weight of the balance loss.
@@ -99,8 +120,28 @@ impl Preset for Config {
             _ => (2, Order::TopkSoftmax, false),
         };
         let z_weight = if name == "olmoe" { 1e-3 } else { 0.0 };
-        let (balance, balance_weight) = (AuxForm::SumK, 0.01);
-        Self { top_k, order, normalize, scale: 1.0, balance, balance_weight, z_weight }
+        Self {
+            top_k,
+            order,
+            normalize,
+            scale: 1.0,
+            capacity: None,
+            drop_policy: DropPolicy::Position,
+            balance: AuxForm::SumK,
+            balance_weight: 0.01,
+            z_weight,
+        }
+    }
+}
+
+impl Config {
+    /// (7).
+    fn policy(&self) -> CapacityPolicy {
+        let order = match self.drop_policy {
+            DropPolicy::Position => DropOrder::Position,
+            DropPolicy::Probs => DropOrder::Gate,
+        };
+        CapacityPolicy { limit: self.capacity.map_or(Limit::Unlimited, Limit::Fixed), order }
     }
 }
 
@@ -120,8 +161,9 @@ impl RouterConfig for Config {
         self.top_k as f64
     }
 
+    /// In token order no later token can take a place; by gates it can.
     fn causal(&self) -> bool {
-        true
+        self.capacity.is_none() || self.drop_policy == DropPolicy::Position
     }
 
     fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {
@@ -163,13 +205,16 @@ impl Router for Smoe {
         let prob_gte = logits_gte.softmax(-1, logits_gte.kind());
         let choices = self.choose(&logits_gte, &prob_gte);
         let Config { balance, balance_weight, z_weight, top_k, .. } = self.config;
-        let value = losses::load_balance(&prob_gte, &choices.expert_gtk, balance);
-        let mut aux = vec![Aux { name: "balance", weight: balance_weight, value }];
+        let padding = cx.padding_gt;
+        let terms = losses::load_balance_of_valid(&prob_gte, &choices.expert_gtk, balance, padding);
+        let mut aux = vec![Aux { name: "balance", weight: balance_weight, value: terms.loss }];
         if z_weight > 0.0 {
-            aux.push(Aux { name: "z", weight: z_weight, value: losses::z_loss(&logits_gte) });
+            let value = losses::z_loss_of_valid(&logits_gte, padding);
+            aux.push(Aux { name: "z", weight: z_weight, value });
         }
-        let room = room(cx.capacity, None, (t as usize, e as usize, top_k))?;
-        let chosen = Chosen { choices, experts: e, room };
+        let own = self.config.policy();
+        let room = room(cx.capacity, Some(&own), (t as usize, e as usize, top_k))?;
+        let chosen = Chosen { choices: choices.without_padding(padding), experts: e, room };
         Ok(Routing {
             plan: chosen.plan(),
             chosen: Some(chosen),
@@ -214,14 +259,17 @@ impl Reference for Host {
         let (t, e) = logits_te.dim();
         let prob_te = score::softmax(logits_te.view());
         let choices = self.choose(&logits_te, &prob_te);
-        let form = self.config.balance;
-        let balance = balance::load_balance(prob_te.view(), choices.expert_tk.view(), form);
-        let mut aux = vec![("balance", balance)];
+        let present_tk = input.present(self.config.top_k)?;
+        let (expert_tk, form) = (choices.expert_tk.view(), self.config.balance);
+        let balance = LoadBalance::of_valid(prob_te.view(), expert_tk, form, input.padding_t);
+        let mut aux = vec![("balance", balance.loss)]; // (5)
         if self.config.z_weight > 0.0 {
-            aux.push(("z", balance::z_loss(logits_te.view())));
+            let valid_te = balance::valid_rows(logits_te.view(), input.padding_t);
+            aux.push(("z", balance::z_loss(valid_te.view()))); // (6)
         }
-        let room = room(input.capacity, None, (t, e, self.config.top_k))?;
-        let chosen = moe_core::Chosen::new(choices, e, room)?;
+        let own = self.config.policy(); // (7)
+        let room = room(input.capacity, Some(&own), (t, e, self.config.top_k))?;
+        let chosen = moe_core::Chosen::of_present(choices, present_tk.view(), e, room)?;
         Ok(HostRouting {
             plan: chosen.plan()?,
             chosen: Some(chosen),

@@ -158,6 +158,10 @@ impl Noise for Recorded {
     fn uniform(&self, site: Site, like: &Tensor) -> Tensor {
         self.keep(site, self.source.uniform(site, like))
     }
+
+    fn gumbel(&self, site: Site, like: &Tensor) -> Tensor {
+        self.keep(site, self.source.gumbel(site, like))
+    }
 }
 
 /// Normal values for the suite's inputs and parameters.

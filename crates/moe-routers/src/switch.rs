@@ -20,7 +20,7 @@ use crate::plan::ChoicesGtk;
 use crate::router::{Aux, Chosen, Dims, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{
     AuxForm, CapacityPolicy, CapacityRule, Choices, DropOrder, HostInput, HostRouting, Limit,
-    Reference, RouteError, balance, score,
+    LoadBalance, Reference, RouteError, balance, score,
 };
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -59,10 +59,16 @@ pub const JITTER: &str = "jitter";
 pub struct Config {
     /// Half width of the multiplicative jitter, `eps` in (1).
     pub jitter: f64,
-    /// Capacity factor in training.
-    pub capacity_factor: f64,
-    /// Capacity factor in evaluation.
-    pub eval_capacity_factor: f64,
+    /// Rows that an expert keeps of a group; wins over the factors.
+    pub capacity: Option<usize>,
+    /// Capacity factor in training; `null` is no limit.
+    pub capacity_factor: Option<f64>,
+    /// Capacity factor in evaluation; `null` is no limit.
+    pub eval_capacity_factor: Option<f64>,
+    /// How a factor becomes a number of rows.
+    pub capacity_rule: CapacityRule,
+    /// Least capacity under a factor; `null` takes the rule's own.
+    pub min_capacity: Option<usize>,
     /// Weight of the balance loss.
     pub balance_weight: f64,
     /// Weight of the z-loss.
@@ -75,8 +81,11 @@ impl Preset for Config {
     fn preset(_: &str) -> Self {
         Self {
             jitter: 0.01,
-            capacity_factor: 1.25,
-            eval_capacity_factor: 2.0,
+            capacity: None,
+            capacity_factor: Some(1.25),
+            eval_capacity_factor: Some(2.0),
+            capacity_rule: CapacityRule::SwitchMesh,
+            min_capacity: None,
             balance_weight: 0.01,
             z_weight: 0.0,
         }
@@ -87,7 +96,12 @@ impl Config {
     /// (3): the paper's own room per expert.
     fn policy(&self, training: bool) -> CapacityPolicy {
         let factor = if training { self.capacity_factor } else { self.eval_capacity_factor };
-        let limit = Limit::Factor { factor, rule: CapacityRule::SwitchMesh, min: None };
+        let (rule, min) = (self.capacity_rule, self.min_capacity);
+        let limit = match (self.capacity, factor) {
+            (Some(rows), _) => Limit::Fixed(rows),
+            (None, Some(factor)) => Limit::Factor { factor, rule, min },
+            (None, None) => Limit::Unlimited,
+        };
         CapacityPolicy { limit, order: DropOrder::Arrival }
     }
 }
@@ -99,8 +113,9 @@ impl RouterConfig for Config {
 
     fn check(&self, _: usize) -> Result<(), ConfigError> {
         check_weight("jitter", self.jitter)?;
-        check_positive("capacity_factor", self.capacity_factor)?;
-        check_positive("eval_capacity_factor", self.eval_capacity_factor)?;
+        let positive = |key, factor: Option<f64>| factor.map_or(Ok(()), |c| check_positive(key, c));
+        positive("capacity_factor", self.capacity_factor)?;
+        positive("eval_capacity_factor", self.eval_capacity_factor)?;
         check_weight("balance_weight", self.balance_weight)?;
         check_weight("z_weight", self.z_weight)
     }
@@ -143,10 +158,12 @@ impl Router for Switch {
         let (_, t, e) = axes3(&logits_gte);
         let prob_gte = logits_gte.softmax(-1, logits_gte.kind());
         let choices = ChoicesGtk::top_k(&prob_gte, 1);
-        let value = losses::load_balance(&prob_gte, &choices.expert_gtk, AuxForm::SumK);
+        let (expert_gtk, padding) = (&choices.expert_gtk, cx.padding_gt);
+        let value =
+            losses::load_balance_of_valid(&prob_gte, expert_gtk, AuxForm::SumK, padding).loss;
         let mut aux = vec![Aux { name: "balance", weight: self.config.balance_weight, value }];
         if self.config.z_weight > 0.0 {
-            let value = losses::z_loss(&logits_gte);
+            let value = losses::z_loss_of_valid(&logits_gte, padding);
             aux.push(Aux { name: "z", weight: self.config.z_weight, value });
         }
         let room = room(
@@ -154,7 +171,7 @@ impl Router for Switch {
             Some(&self.config.policy(cx.training())),
             (t as usize, e as usize, 1),
         )?;
-        let chosen = Chosen { choices, experts: e, room };
+        let chosen = Chosen { choices: choices.without_padding(padding), experts: e, room };
         Ok(Routing {
             plan: chosen.plan(),
             chosen: Some(chosen),
@@ -185,14 +202,16 @@ impl Reference for Host {
         let (t, e) = logits_te.dim();
         let prob_te = score::softmax(logits_te.view());
         let choices = Choices::top_k(prob_te.view(), 1); // (2)
-        let expert_tk = choices.expert_tk.view();
-        let mut aux =
-            vec![("balance", balance::load_balance(prob_te.view(), expert_tk, AuxForm::SumK))];
+        let (expert_tk, padding_t) = (choices.expert_tk.view(), input.padding_t);
+        let present_tk = input.present(1)?;
+        let balance = LoadBalance::of_valid(prob_te.view(), expert_tk, AuxForm::SumK, padding_t);
+        let mut aux = vec![("balance", balance.loss)]; // (4)-(6), before capacity
         if self.config.z_weight > 0.0 {
-            aux.push(("z", balance::z_loss(logits_te.view())));
+            let valid_te = balance::valid_rows(logits_te.view(), padding_t);
+            aux.push(("z", balance::z_loss(valid_te.view())));
         }
-        let room = room(input.capacity, Some(&self.config.policy(input.train)), (t, e, 1))?;
-        let chosen = moe_core::Chosen::new(choices, e, room)?;
+        let room = room(input.capacity, Some(&self.config.policy(input.train)), (t, e, 1))?; // (3)
+        let chosen = moe_core::Chosen::of_present(choices, present_tk.view(), e, room)?;
         Ok(HostRouting {
             plan: chosen.plan()?,
             chosen: Some(chosen),

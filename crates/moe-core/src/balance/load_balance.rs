@@ -2,7 +2,7 @@
 //!
 //! Axis letters: `t` tokens, `e` experts, `k` choices.
 
-use ndarray::{Array1, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView2, Axis};
 use serde::{Deserialize, Serialize};
 
 /// How the code bases scale the terms of the balance loss, `E sum_e f_e P_e`.
@@ -62,6 +62,40 @@ impl LoadBalance {
     }
 }
 
+impl LoadBalance {
+    /// The loss of the tokens that are no padding; all zero if there are none.
+    ///
+    /// # Panics
+    ///
+    /// If the arrays differ in tokens, or an expert is out of range.
+    pub fn of_valid(
+        prob_te: ArrayView2<'_, f64>,
+        expert_tk: ArrayView2<'_, usize>,
+        form: AuxForm,
+        padding_t: Option<&[bool]>,
+    ) -> Self {
+        let prob_te = valid_rows(prob_te, padding_t);
+        if prob_te.is_empty() {
+            let zero_e = Array1::zeros(prob_te.ncols());
+            return Self { fraction_e: zero_e.clone(), mean_prob_e: zero_e, loss: 0.0 };
+        }
+        Self::of(prob_te.view(), valid_rows(expert_tk, padding_t).view(), form)
+    }
+}
+
+/// The rows of the tokens that are no padding, `[t, n]`; all of them for `None`.
+///
+/// # Panics
+///
+/// If there is not one flag per row.
+pub fn valid_rows<T: Clone>(rows_tn: ArrayView2<'_, T>, padding_t: Option<&[bool]>) -> Array2<T> {
+    let Some(padding_t) = padding_t else { return rows_tn.to_owned() };
+    let (shape, flags) = (rows_tn.shape(), padding_t.len());
+    assert_eq!(shape[0], flags, "rows {shape:?} with {flags} padding flags");
+    let valid: Vec<usize> = (0..flags).filter(|&t| !padding_t[t]).collect();
+    rows_tn.select(Axis(0), &valid)
+}
+
 /// How often each expert was chosen, `[e]`.
 fn count(expert_tk: ArrayView2<'_, usize>, prob: &[usize]) -> Array1<f64> {
     let mut count_e = Array1::zeros(prob[1]);
@@ -92,7 +126,7 @@ pub fn load_balance(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ndarray::{Array2, array};
+    use ndarray::array;
 
     #[track_caller]
     fn assert_near(got: f64, want: f64) {
@@ -121,6 +155,25 @@ mod tests {
         for (form, least) in [(AuxForm::SumK, 2.0), (AuxForm::DivK, 1.0), (AuxForm::Fastmoe, 0.5)] {
             assert_near(load_balance(prob_te.view(), expert_tk.view(), form), least);
         }
+    }
+
+    #[test]
+    fn padding_leaves_counts_and_means() {
+        let prob_te = array![[0.5, 0.5], [0.9, 0.1], [0.25, 0.75]];
+        let expert_tk = array![[0], [0], [1]];
+        let of = |padding: [bool; 3]| {
+            LoadBalance::of_valid(
+                prob_te.view(),
+                expert_tk.view(),
+                AuxForm::SumK,
+                Some(padding.as_slice()),
+            )
+        };
+        // Tokens 0 and 2: f = (1/2, 1/2), P = (0.375, 0.625), loss 2 (0.1875 + 0.3125) = 1.
+        let terms = of([false, true, false]);
+        assert_eq!(terms.mean_prob_e, array![0.375, 0.625]);
+        assert_eq!((terms.fraction_e, terms.loss), (array![0.5, 0.5], 1.0));
+        assert_eq!(of([true; 3]).loss, 0.0);
     }
 
     #[test]

@@ -42,8 +42,12 @@ impl SparsePlan {
             .flat_map(|rank| queue.order_t.iter().map(move |&token| (token, rank)))
             .filter(|&choice| queue.kept_tk[choice])
             .collect();
-        let (offsets, sorted_n) =
+        let (offsets, mut sorted_n) =
             counting_sort(kept.iter().map(|&c| choices.expert_tk[c]), experts);
+        // Already so, and found to be in one pass, unless the queue does not look at ranks.
+        for rows in offsets.windows(2) {
+            sorted_n[rows[0]..rows[1]].sort_by_key(|&i| queue.position_tk[kept[i]]);
+        }
         let token_n = sorted_n.iter().map(|&i| kept[i].0).collect();
         let weight_n = sorted_n.iter().map(|&i| choices.gate_tk[kept[i]]).collect();
         Self::from_parts(1, choices.tokens(), offsets, token_n, weight_n)
