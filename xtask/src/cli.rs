@@ -61,7 +61,10 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
-        assert_eq!(command_names(), ["setup", "doctor", "test", "bench", "conform", "tidy", "help"]);
+        assert_eq!(
+            command_names(),
+            ["setup", "doctor", "test", "bench", "conform", "tidy", "help"]
+        );
     }
 
     #[test]

@@ -27,8 +27,10 @@ pub fn run(args: &ConformArgs) -> Result<()> {
         BackendArg::Torch => &[Backend::Torch],
         BackendArg::All => &[Backend::Reference, Backend::Torch],
     };
-    let verdicts: Vec<(&Case, Verdict)> =
-        cases.iter().flat_map(|case| check(case, backends).into_iter().map(move |v| (case, v))).collect();
+    let verdicts: Vec<(&Case, Verdict)> = cases
+        .iter()
+        .flat_map(|case| check(case, backends).into_iter().map(move |v| (case, v)))
+        .collect();
     let failed = verdicts.iter().filter(|(_, v)| v.failure.is_some()).count();
     if args.json {
         let list: Vec<Value> = verdicts.iter().map(|(case, v)| as_json(case, v)).collect();
@@ -81,6 +83,8 @@ fn print_totals(verdicts: &[(&Case, Verdict)]) {
         }
     }
     for ((paper, backend), Total { passed, failed, worst }) in totals {
-        println!("{paper:<12} {backend:<9} {passed:>4} passed, {failed} failed, worst relative error {worst:.1e}");
+        println!(
+            "{paper:<12} {backend:<9} {passed:>4} passed, {failed} failed, worst relative error {worst:.1e}"
+        );
     }
 }

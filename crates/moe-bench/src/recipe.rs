@@ -87,6 +87,17 @@ impl DataRecipe {
     }
 }
 
+impl DataRecipe {
+    /// Number of token ids, where it does not depend on the text.
+    fn vocabulary(&self) -> Option<usize> {
+        match self.tokenizer {
+            TokenizerSpec::Byte => Some(256),
+            TokenizerSpec::Bpe => Some(50_257),
+            TokenizerSpec::Word { .. } | TokenizerSpec::BpeFiles { .. } => None,
+        }
+    }
+}
+
 /// A router by name, with settings over one of its presets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(from = "NameOrTable")]
@@ -127,6 +138,12 @@ impl RouterRecipe {
             settings.insert("preset".into(), preset.into());
         }
         Self { name: name.into(), settings }
+    }
+
+    /// Whether the router has this setting and the recipe does not give it.
+    fn lacks(&self, key: &str) -> bool {
+        let has = self.resolve().is_ok_and(|config| config.settings().contains_key(key));
+        has && !self.settings.contains_key(key)
     }
 
     /// The router's resolved settings.
@@ -250,11 +267,14 @@ impl Recipe {
     /// As [`RouterRecipe::resolve`].
     pub fn resolved(&self) -> Result<Self, Misuse> {
         let mut recipe = self.clone();
+        if let Some(vocab) = self.data.vocabulary().filter(|_| self.router.lacks("vocab")) {
+            recipe.router.settings.insert("vocab".into(), vocab.into());
+        }
         let mut settings = Settings::new();
         if let Some(preset) = self.router.settings.get("preset") {
             settings.insert("preset".into(), preset.clone());
         }
-        for (key, value) in self.router.resolve()?.settings() {
+        for (key, value) in recipe.router.resolve()?.settings() {
             // TOML has no null.
             settings.insert(key, if value.is_null() { Value::from("none") } else { value });
         }

@@ -43,7 +43,7 @@ pub fn differentiate(
             let (got, want) = (cotangent.size(), tensor.size());
             return Err(OpError::new(format!("{name}: shape {got:?}, expected {want:?}")));
         }
-        value = value + (cotangent * tensor).sum(Kind::Double);
+        value += (cotangent * tensor).sum(Kind::Double);
     }
     let mut found: BTreeMap<_, _> =
         outputs.into_iter().map(|(name, out)| (name.to_owned(), out.into_array())).collect();

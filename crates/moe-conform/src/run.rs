@@ -149,7 +149,8 @@ fn close(name: &str, got: &ArrayD<f64>, want: &ArrayD<f64>, case: &Case) -> Resu
     for ((at, &want), &got) in want.indexed_iter().zip(got) {
         let same = got == want || (got.is_nan() && want.is_nan());
         let error = (got - want).abs();
-        if !same && !(error <= case.atol + case.rtol * want.abs()) {
+        // NaN is no number that passes.
+        if !same && (error.is_nan() || error > case.atol + case.rtol * want.abs()) {
             return Err(format!("{name}{:?}: {got}, expected {want}", at.slice()));
         }
         if !same {

@@ -53,7 +53,7 @@ fn unknown_names_and_keys_are_refused() {
             "unknown tokeniser `bytes`: expected `byte`, `word` or `bpe`, or a table with `kind`",
         ),
         ("3", "expected a tokeniser: `byte`, `word`, `bpe`, or a table with `kind`"),
-        (r#"{ kind = "word", min_count = 3 }"#, "unknown field `min_count`"),
+        (r#"{ kind = "word", min-count = 3 }"#, "unknown field `min-count`"),
         (r#"{ kind = "byte", min_count = 3 }"#, "unknown field `min_count`"),
         (r#"{ kind = "bpe", vocab = "v.json" }"#, "unknown field `vocab`"),
         (r#"{ kind = "bpe-files", vocab = "v.json" }"#, "missing field `merges`"),

@@ -286,6 +286,17 @@ impl DecoderLm {
         store.trainable_count() - idle.round() as usize
     }
 
+    /// Lets every router update what no gradient reaches, with the loads of the step just taken.
+    pub fn after_step(&mut self, traces: &[LayerTrace]) {
+        let layers = self.blocks.iter_mut().filter_map(|block| match &mut block.feed_forward {
+            FeedForward::Sparse(layer) => Some(layer),
+            FeedForward::Dense(_) => None,
+        });
+        for (layer, trace) in layers.zip(traces) {
+            layer.router.after_step(&trace.routing.plan.load_e());
+        }
+    }
+
     /// The sparse layers, in order.
     pub fn sparse_layers(&self) -> impl Iterator<Item = &MoeLayer> {
         self.blocks.iter().filter_map(|block| match &block.feed_forward {

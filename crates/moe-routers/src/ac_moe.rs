@@ -72,7 +72,7 @@ pub const PAPER: Paper = Paper {
         "whether the release's plain layers inside a stack share the gate of its AC layers",
     ],
     presets: Config::PRESETS,
-    compared: &["reference", "paper"],
+    compared: &["reference"],
     control: false,
     config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
 };

@@ -12,7 +12,7 @@
 //! Axis letters: `g` groups, `t` tokens of a group, `d` width, `e` experts, `k` choices of a token,
 //! `n` routed rows (sorted by expert), `s` slots.
 //!
-//! ```no_run
+//! ```no_run,standalone_crate
 //! use moe_routers::{Dims, ParamStore, Phase, RouteCx, SeededNoise, router_config};
 //! use tch::{Device, Kind, Tensor};
 //!

@@ -220,8 +220,8 @@ mod tests {
     fn names_roles_and_counts() {
         let store = ParamStore::new(0, Device::Cpu, Kind::Float);
         let root = store.root();
-        root.child("layer").child(0).matrix("w", &[2, 3], 1.0);
-        root.constant("b", &[3], 0.0);
+        let _ = root.child("layer").child(0).matrix("w", &[2, 3], 1.0);
+        let _ = root.constant("b", &[3], 0.0);
         let table = root.add("table", &[5], Init::Const(1.0), Role::Buffer);
         let names: Vec<_> = store.entries().iter().map(|p| p.name.clone()).collect();
         assert_eq!(names, ["layer.0.w", "b", "table"]);

@@ -56,7 +56,13 @@ fn open_globally(path: &Path) -> Result<(), String> {
     // loaded; its initialisers register kernels and have no other preconditions. It is never
     // unloaded, so nothing it registers dangles.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
-    library.map(std::mem::forget).map_err(|error| error.to_string())
+    library.map(std::mem::forget).map_err(|error| in_the_loaders_words(&error))
+}
+
+/// `libloading` says that loading failed; why stands in the error below.
+#[cfg(unix)]
+fn in_the_loaders_words(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 #[cfg(not(unix))]

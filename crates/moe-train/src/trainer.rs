@@ -222,6 +222,7 @@ impl Trainer {
         let grad_norm = finite(step, "the norm of the gradient", norm)?;
         let lr = self.config.schedule().at(step);
         self.optimizer.step(lr);
+        self.model.after_step(&output.traces);
         self.step += 1;
         let aux = aux_values(&output);
         Ok(StepReport {
@@ -288,12 +289,11 @@ fn weighted_aux(output: &Output) -> Tensor {
 
 fn aux_values(output: &Output) -> Vec<(String, f64)> {
     let layers = output.traces.iter();
-    let named = layers.flat_map(|trace| {
-        trace
-            .routing
-            .aux
-            .iter()
-            .map(|aux| (format!("layer{}/{}", trace.layer, aux.name), aux.value.double_value(&[])))
-    });
+    let named =
+        layers.flat_map(|trace| {
+            trace.routing.aux.iter().map(|aux| {
+                (format!("layer{}/{}", trace.layer, aux.name), aux.value.double_value(&[]))
+            })
+        });
     named.collect()
 }
