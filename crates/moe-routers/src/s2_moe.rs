@@ -19,7 +19,7 @@
 //!
 //! It calls the experts twice, so it is no [`Router`](crate::Router) but a rule over a bank of
 //! experts: a sparse layer hands [`layer`] its experts as a closure, adds the returned losses to its
-//! objective, and calls [`infer`] at evaluation. [`reference`] has the same rule on the host.
+//! objective, and calls [`infer`] at evaluation. [`mod@reference`] has the same rule on the host.
 //!
 //! Axis letters: `t` tokens, `d` width, `e` experts, `k` choices, `q` sequences.
 
