@@ -2,7 +2,8 @@
 //! the table and memory is measured per router.
 
 use crate::error::Misuse;
-use crate::recipe::{Recipe, RouterRecipe};
+use crate::method::MethodRecipe;
+use crate::recipe::Recipe;
 use crate::results::Metrics;
 use crate::run::RunDir;
 use crate::worker::Told;
@@ -19,7 +20,7 @@ use std::time::Duration;
 /// One run of a comparison.
 #[derive(Debug, Clone)]
 pub struct Cell {
-    /// Router as `name` or `name:preset`.
+    /// Router as `name` or `name:preset`, with `+residual` or `+residual:preset` behind it if not plain.
     pub router: String,
     /// What to train.
     pub recipe: Recipe,
@@ -65,9 +66,13 @@ impl Cell {
     /// # Errors
     /// An unknown router, or settings out of its range.
     pub fn new(base: &Recipe, router: &str, seed: u64, out: &Path) -> Result<Self, Misuse> {
-        let recipe = Recipe { seed, router: RouterRecipe::named(router), ..base.clone() };
+        let (name, residual) = router.split_once('+').unwrap_or((router, ""));
+        let mut recipe = Recipe { seed, router: MethodRecipe::named(name), ..base.clone() };
+        if !residual.is_empty() {
+            recipe.residual = MethodRecipe::named(residual);
+        }
         recipe.check()?;
-        let dir = out.join("runs").join(format!("{}-s{seed}", router.replace(':', "-")));
+        let dir = out.join("runs").join(format!("{}-s{seed}", router.replace([':', '+'], "-")));
         Ok(Self { router: router.into(), recipe: recipe.resolved()?, dir: RunDir(dir) })
     }
 

@@ -11,7 +11,7 @@ use crate::summary::summarise;
 use crate::terms::terms;
 use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use moe_routers::PAPERS;
+use moe_routers::{Method, PAPERS};
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,12 +42,14 @@ fn preset(name: &str) -> Result<&'static Preset, Misuse> {
     })
 }
 
-/// Every router and preset that a comparison enters, as `name` or `name:preset`.
+/// Every method and preset that a comparison enters, as [`Cell::router`].
 pub fn entered() -> Vec<String> {
     let names = PAPERS.iter().flat_map(|paper| {
+        // A residual is compared on the plainest router.
+        let on = if matches!(paper.method, Method::Residual(_)) { "smoe+" } else { "" };
         paper.compared.iter().map(move |preset| match *preset == paper.presets[0] {
-            true => paper.id.to_owned(),
-            false => format!("{}:{preset}", paper.id),
+            true => format!("{on}{}", paper.id),
+            false => format!("{on}{}:{preset}", paper.id),
         })
     });
     names.collect()

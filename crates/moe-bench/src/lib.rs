@@ -12,6 +12,7 @@ pub mod conform;
 pub mod environment;
 pub mod error;
 pub mod log;
+pub mod method;
 pub mod overlay;
 pub mod papers;
 pub mod recipe;

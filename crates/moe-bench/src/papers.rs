@@ -1,6 +1,6 @@
 //! The registry of routers as text: a list, an entry, and the page `docs/papers.md`.
 
-use moe_routers::{PAPERS, Paper, Settings};
+use moe_routers::{Method, PAPERS, Paper, Settings};
 use std::fmt::Write;
 
 /// One line per router.
@@ -48,21 +48,23 @@ fn list_of(text: &mut String, title: &str, items: &[&str]) {
 /// A preset's settings and whether it is causal.
 fn settings(paper: &Paper, preset: &str) -> String {
     let given = Settings::from_iter([("preset".to_owned(), preset.into())]);
-    match (paper.config)(&given) {
-        Err(error) => error.to_string(),
-        Ok(config) => {
-            let pairs =
-                config.settings().into_iter().map(|(key, value)| format!("{key} = {value}"));
-            let pairs: Vec<_> = pairs.collect();
-            let causal = if config.causal() { "causal" } else { "not causal" };
-            let all = if pairs.is_empty() {
-                "nothing to set".into()
-            } else {
-                format!("`{}`", pairs.join(", "))
-            };
-            format!("{causal}; {all}")
-        }
-    }
+    let read = match paper.method {
+        Method::Router(read) => read(&given).map(|config| {
+            let causal = if config.causal() { "causal; " } else { "not causal; " };
+            (causal, config.settings())
+        }),
+        Method::Residual(read) => read(&given).map(|config| ("", config.settings())),
+    };
+    let (causal, settings) = match read {
+        Ok(read) => read,
+        Err(error) => return error.to_string(),
+    };
+    let pairs: Vec<_> = settings.iter().map(|(key, value)| format!("{key} = {value}")).collect();
+    let all = match pairs.is_empty() {
+        true => "nothing to set".into(),
+        false => format!("`{}`", pairs.join(", ")),
+    };
+    format!("{causal}{all}")
 }
 
 /// The page `docs/papers.md`.

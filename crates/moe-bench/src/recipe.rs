@@ -3,6 +3,7 @@
 //! ```toml
 //! seed = 0
 //! router = "x-moe"                # or a table: { name = "x-moe", preset = "paper", top_k = 2 }
+//! residual = "plain"              # likewise
 //! capacity = { factor = 1.25 }    # optional; else the paper's own
 //!
 //! [data]
@@ -19,13 +20,12 @@
 //! A key that is left out has its default; a key that does not exist is an error that names it.
 
 use crate::error::Misuse;
+use crate::method::MethodRecipe;
 use moe_core::{CapacityPolicy, CapacityRule, DropOrder, Limit};
 use moe_data::{Corpus, TokenStream, TokenizerSpec};
 use moe_models::LmConfig;
-use moe_routers::{RouterConfig, Settings, router_config};
 use moe_train::TrainConfig;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::path::Path;
 
 /// Everything that decides a run.
@@ -35,7 +35,9 @@ pub struct Recipe {
     /// Seed of weights, data order and noise.
     pub seed: u64,
     /// The router.
-    pub router: RouterRecipe,
+    pub router: MethodRecipe,
+    /// How a layer's output enters the stream.
+    pub residual: MethodRecipe,
     /// Room of the experts; absent leaves the router's own rule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capacity: Option<CapacityRecipe>,
@@ -51,7 +53,8 @@ impl Default for Recipe {
     fn default() -> Self {
         Self {
             seed: 0,
-            router: RouterRecipe::named("smoe"),
+            router: MethodRecipe::named("smoe"),
+            residual: MethodRecipe::named("plain"),
             capacity: None,
             data: DataRecipe::default(),
             model: LmConfig::default(),
@@ -95,63 +98,6 @@ impl DataRecipe {
             TokenizerSpec::Bpe => Some(50_257),
             TokenizerSpec::Word { .. } | TokenizerSpec::BpeFiles { .. } => None,
         }
-    }
-}
-
-/// A router by name, with settings over one of its presets.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(from = "NameOrTable")]
-pub struct RouterRecipe {
-    /// Name of the router.
-    pub name: String,
-    /// `preset` and any of the router's own keys.
-    #[serde(flatten)]
-    pub settings: Settings,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "a router's name, or a table with `name`")]
-enum NameOrTable {
-    Name(String),
-    Table {
-        name: String,
-        #[serde(flatten)]
-        settings: Settings,
-    },
-}
-
-impl From<NameOrTable> for RouterRecipe {
-    fn from(form: NameOrTable) -> Self {
-        match form {
-            NameOrTable::Name(name) => Self::named(&name),
-            NameOrTable::Table { name, settings } => Self { name, settings },
-        }
-    }
-}
-
-impl RouterRecipe {
-    /// `name`, or `name:preset`.
-    pub fn named(text: &str) -> Self {
-        let (name, preset) = text.split_once(':').unwrap_or((text, ""));
-        let mut settings = Settings::new();
-        if !preset.is_empty() {
-            settings.insert("preset".into(), preset.into());
-        }
-        Self { name: name.into(), settings }
-    }
-
-    /// Whether the router has this setting and the recipe does not give it.
-    fn lacks(&self, key: &str) -> bool {
-        let has = self.resolve().is_ok_and(|config| config.settings().contains_key(key));
-        has && !self.settings.contains_key(key)
-    }
-
-    /// The router's resolved settings.
-    ///
-    /// # Errors
-    /// An unknown router, preset or key, or a bad value, with its place in the recipe.
-    pub fn resolve(&self) -> Result<Box<dyn RouterConfig>, Misuse> {
-        router_config(&self.name, &self.settings).map_err(|e| Misuse::recipe("router", e))
     }
 }
 
@@ -246,9 +192,10 @@ impl Recipe {
             let reason = format!("{sequence} exceeds model.context = {context}");
             return Err(Misuse::recipe("train.sequence", reason));
         }
-        let router = self.router.resolve()?;
         let experts = self.model.experts as usize;
-        router.check(experts).map_err(|e| Misuse::recipe("router", e))?;
+        self.router.router()?.check(experts).map_err(|e| Misuse::recipe("router", e))?;
+        let sparse = self.model.sparse_layers();
+        self.residual.residual()?.check(sparse).map_err(|e| Misuse::recipe("residual", e))?;
         self.capacity()?;
         Ok(())
     }
@@ -261,24 +208,18 @@ impl Recipe {
         self.capacity.as_ref().map(CapacityRecipe::policy).transpose()
     }
 
-    /// The recipe with every setting of its router written out.
+    /// The recipe with every setting of its methods written out.
     ///
     /// # Errors
-    /// As [`RouterRecipe::resolve`].
+    /// As [`MethodRecipe::router`] and [`MethodRecipe::residual`].
     pub fn resolved(&self) -> Result<Self, Misuse> {
         let mut recipe = self.clone();
         if let Some(vocab) = self.data.vocabulary().filter(|_| self.router.lacks("vocab")) {
             recipe.router.settings.insert("vocab".into(), vocab.into());
         }
-        let mut settings = Settings::new();
-        if let Some(preset) = self.router.settings.get("preset") {
-            settings.insert("preset".into(), preset.clone());
-        }
-        for (key, value) in recipe.router.resolve()?.settings() {
-            // TOML has no null.
-            settings.insert(key, if value.is_null() { Value::from("none") } else { value });
-        }
-        recipe.router.settings = settings;
+        let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
+        recipe.router.write_out(router.settings());
+        recipe.residual.write_out(residual.settings());
         Ok(recipe)
     }
 

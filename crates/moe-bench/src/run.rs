@@ -15,7 +15,7 @@ use crate::recipe::Recipe;
 use crate::results::Metrics;
 use anyhow::{Context, Result};
 use moe_data::{Split, TokenStream};
-use moe_models::DecoderLm;
+use moe_models::{DecoderLm, Rules};
 use moe_routers::ParamStore;
 use moe_train::{StepReport, Trainer, checkpoint};
 use std::fs;
@@ -111,9 +111,11 @@ pub fn prepare(recipe: &Recipe, device: Device) -> Result<Prepared> {
     recipe.check()?;
     let data = Arc::new(recipe.data.open()?);
     let store = ParamStore::new(recipe.seed, device, Kind::Float);
-    let (router, capacity) = (recipe.router.resolve()?, recipe.capacity()?);
+    let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
+    let capacity = recipe.capacity()?;
+    let rules = Rules { router: router.as_ref(), residual: residual.as_ref(), capacity };
     let vocab = data.vocab_size() as i64;
-    let model = DecoderLm::new(&store, &recipe.model, router.as_ref(), capacity, vocab)
+    let model = DecoderLm::new(&store, &recipe.model, &rules, vocab)
         .map_err(|e| Misuse::recipe("model", e))?;
     let train = recipe.train.clone();
     let trainer = Trainer::new(model, store, Arc::clone(&data), train, (recipe.seed, device));

@@ -42,7 +42,7 @@ pub fn terms(base: &Recipe, cells: &[Cell]) -> Result<Terms> {
 
 /// What sets a router apart, as sentences that begin with its name.
 fn unequal(cell: &Cell) -> Vec<String> {
-    let Ok(router) = cell.recipe.router.resolve() else { return Vec::new() };
+    let Ok(router) = cell.recipe.router.router() else { return Vec::new() };
     let (name, model) = (&cell.router, &cell.recipe.model);
     let asked = model.experts as usize;
     let (bank, active) = (router.bank(asked), router.active_experts(asked));

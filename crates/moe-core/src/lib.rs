@@ -67,6 +67,6 @@ pub use capacity::{CapacityError, CapacityInput, CapacityPolicy, CapacityRule, D
 pub use metrics::{DropStats, GateEntropy, LoadStats, MetricError};
 pub use plan::{Plan, PlanError, SoftPlan, SparsePlan};
 pub use queue::Queue;
-pub use reference::{Chosen, HostInput, HostRouting, Reference, RouteError};
+pub use reference::{Chosen, HostExpert, HostInput, HostRouting, Reference, RouteError};
 pub use select::{Choices, top_k};
 pub use stats::Summary;

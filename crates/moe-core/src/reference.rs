@@ -1,6 +1,6 @@
 //! The contract of a paper's plain reference: what it is given, what it gives back.
 //!
-//! Axis letters: `t` tokens of one group, `d` model width, `e` experts.
+//! Axis letters: `t` tokens of one group, `d` model width, `e` experts, `m` attention heads.
 //!
 //! **Invariant:** there is no hidden randomness. Every draw (noise, uniform numbers, masks) is an
 //! array with a name, handed in; a missing draw means that there is no noise.
@@ -13,7 +13,7 @@ use crate::capacity::{CapacityPolicy, DropOrder};
 use crate::plan::{Plan, PlanError, SparsePlan};
 use crate::queue::Queue;
 use crate::select::Choices;
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, ArrayView3};
 
 /// What a reference is given for one group of tokens.
 ///
@@ -42,8 +42,8 @@ pub struct HostInput<'a> {
     pub capacity: Option<&'a CapacityPolicy>,
     /// What the sparse layer before this one decided; `None` unless set.
     pub previous: Option<&'a HostRouting>,
-    /// Attention weights of the block, `[t, t]`; `None` unless set.
-    pub attention_tt: Option<ArrayView2<'a, f64>>,
+    /// Attention weights of the block by head, `[m, t, t]`; `None` unless set.
+    pub attention_mtt: Option<ArrayView3<'a, f64>>,
     /// Tokens that are padding, `[t]`; `None` unless set.
     pub padding_t: Option<&'a [bool]>,
     /// Ids of the tokens in the vocabulary, `[t]`; `None` unless set.
@@ -61,7 +61,7 @@ impl<'a> HostInput<'a> {
             draws: &[],
             capacity: None,
             previous: None,
-            attention_tt: None,
+            attention_mtt: None,
             padding_t: None,
             token_t: None,
             step: 0,
@@ -89,8 +89,8 @@ impl<'a> HostInput<'a> {
     }
 
     /// Sets the attention weights.
-    pub fn attention(self, attention_tt: Option<ArrayView2<'a, f64>>) -> Self {
-        Self { attention_tt, ..self }
+    pub fn attention(self, attention_mtt: Option<ArrayView3<'a, f64>>) -> Self {
+        Self { attention_mtt, ..self }
     }
 
     /// Sets which tokens are padding.
@@ -226,6 +226,9 @@ impl HostRouting {
     }
 }
 
+/// One expert on its rows: (expert, `[n, d]`) to `[n, d]`.
+pub type HostExpert<'a> = dyn Fn(usize, ArrayView2<'_, f64>) -> Array2<f64> + Sync + 'a;
+
 /// A paper's routing equations, written as plainly as they can be, with the parameters of the
 /// moment inside.
 ///
@@ -237,6 +240,21 @@ pub trait Reference {
     ///
     /// If the input does not fit the parameters or the settings.
     fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError>;
+
+    /// The whole sparse layer: output `[t, d]`, and the routing with its losses. A paper that calls
+    /// its experts more than once writes its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::route`].
+    fn layer(
+        &self,
+        input: &HostInput<'_>,
+        expert: &HostExpert<'_>,
+    ) -> Result<(Array2<f64>, HostRouting), RouteError> {
+        let routing = self.route(input)?;
+        Ok((routing.plan.apply(input.x_td, expert), routing))
+    }
 
     /// What the paper computes from this input but keeps constant for differentiation. Handed back
     /// as draws of these names, the values take the place of computed ones, so that a difference
@@ -289,16 +307,16 @@ mod tests {
         let before =
             HostRouting { plan, chosen, logits_te: x_td.clone(), gate_te: x_td.clone(), aux };
         let input = HostInput::new(x_td.view());
-        assert!(input.previous.is_none() && input.attention_tt.is_none());
+        assert!(input.previous.is_none() && input.attention_mtt.is_none());
         assert!(input.padding_t.is_none());
-        let attention_tt = array![[1.0, 0.0], [0.5, 0.5]];
+        let attention_mtt = array![[[1.0, 0.0], [0.5, 0.5]]];
         let padding_t = [false, true];
         let input = input
             .previous(Some(&before))
-            .attention(Some(attention_tt.view()))
+            .attention(Some(attention_mtt.view()))
             .padding(Some(&padding_t));
         assert_eq!(input.previous, Some(&before));
-        assert_eq!(input.attention_tt, Some(attention_tt.view()));
+        assert_eq!(input.attention_mtt, Some(attention_mtt.view()));
         assert_eq!(input.padding_t, Some(&padding_t[..]));
     }
 

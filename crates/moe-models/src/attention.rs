@@ -3,7 +3,7 @@
 //! Axis letters: `b` batch, `t` tokens, `d` width, `m` heads, `c` width of a head.
 
 use moe_routers::Params;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Multi-head causal self-attention.
 #[derive(Debug)]
@@ -26,24 +26,47 @@ impl Attention {
 
     /// `[b, t, d] -> [b, t, d]`; a token sees itself and earlier ones.
     pub fn forward(&self, x_btd: &Tensor) -> Tensor {
-        let (b, t, d) = x_btd.size3().expect("[b, t, d]");
-        let qkv = x_btd.linear(&self.qkv_3dd, None::<&Tensor>);
-        let heads = |part: i64| {
-            let x_btd = qkv.narrow(-1, part * d, d);
-            x_btd.view([b, t, self.heads, d / self.heads]).transpose(1, 2)
-        };
+        let [q_bmtc, k_bmtc, v_bmtc] = self.heads(x_btd);
         let (dropout, causal, grouped_queries) = (0.0, true, false);
         let y_bmtc = Tensor::scaled_dot_product_attention(
-            &heads(0),
-            &heads(1),
-            &heads(2),
+            &q_bmtc,
+            &k_bmtc,
+            &v_bmtc,
             None::<&Tensor>,
             dropout,
             causal,
             None,
             grouped_queries,
         );
-        let y_btd = y_bmtc.transpose(1, 2).contiguous().view([b, t, d]);
+        self.output(&y_bmtc)
+    }
+
+    /// The same with the attention weights of every head, `[b, m, t, t]`, which the fused product
+    /// never writes down.
+    pub fn forward_with_weights(&self, x_btd: &Tensor) -> (Tensor, Tensor) {
+        let [q_bmtc, k_bmtc, v_bmtc] = self.heads(x_btd);
+        let (t, c) = (q_bmtc.size()[2], q_bmtc.size()[3]);
+        let score_bmtt = q_bmtc.matmul(&k_bmtc.transpose(-2, -1)) / (c as f64).sqrt();
+        let later_tt = Tensor::ones([t, t], (Kind::Bool, x_btd.device())).triu(1);
+        let score_bmtt = score_bmtt.masked_fill(&later_tt, f64::NEG_INFINITY);
+        let weight_bmtt = score_bmtt.softmax(-1, x_btd.kind());
+        (self.output(&weight_bmtt.matmul(&v_bmtc)), weight_bmtt)
+    }
+
+    /// Queries, keys and values, each `[b, m, t, c]`.
+    fn heads(&self, x_btd: &Tensor) -> [Tensor; 3] {
+        let (b, t, d) = x_btd.size3().expect("[b, t, d]");
+        let qkv = x_btd.linear(&self.qkv_3dd, None::<&Tensor>);
+        [0, 1, 2].map(|part| {
+            let x_btd = qkv.narrow(-1, part * d, d);
+            x_btd.view([b, t, self.heads, d / self.heads]).transpose(1, 2)
+        })
+    }
+
+    /// Heads side by side and mixed, `[b, m, t, c] -> [b, t, d]`.
+    fn output(&self, y_bmtc: &Tensor) -> Tensor {
+        let (b, m, t, c) = y_bmtc.size4().expect("[b, m, t, c]");
+        let y_btd = y_bmtc.transpose(1, 2).contiguous().view([b, t, m * c]);
         y_btd.linear(&self.out_dd, None::<&Tensor>)
     }
 }

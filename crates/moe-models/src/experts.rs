@@ -7,7 +7,7 @@
 //!
 //! Axis letters: `n` rows sorted by expert, `d` width, `h` hidden width, `e` experts.
 
-use moe_routers::Params;
+use moe_routers::{Params, TensorPlan};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -113,6 +113,16 @@ impl Experts {
         let optional = [&self.gate_ehd, &self.b1_eh, &self.b2_ed].into_iter().flatten();
         let all = [&self.w1_ehd, &self.w2_edh].into_iter().chain(optional);
         all.map(Tensor::numel).sum::<usize>() / self.count() as usize
+    }
+
+    /// Carries out a plan: dispatch, experts, combine. `[g, t, d] -> [g, t, d]`.
+    pub fn execute(&self, x_gtd: &Tensor, plan: &TensorPlan) -> Tensor {
+        plan.combine(&self.forward(&plan.dispatch(x_gtd), &plan.load_e()))
+    }
+
+    /// The only expert on every token, `[b, t, d] -> [b, t, d]`.
+    pub fn dense(&self, x_btd: &Tensor) -> Tensor {
+        self.one_by_one()[0].forward(x_btd, self.activation)
     }
 
     /// Runs every expert on its rows. `x_nd` is sorted by expert, `load_e` says how many rows each

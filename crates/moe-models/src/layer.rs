@@ -2,7 +2,8 @@
 
 use crate::experts::Experts;
 use moe_core::{CapacityPolicy, RouteError};
-use moe_routers::{RouteCx, Router, Routing, losses};
+use moe_routers::{RouteCx, Router, Routing, TensorPlan, losses};
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 use tch::Tensor;
 
@@ -31,8 +32,8 @@ pub struct LayerTrace {
     pub left_behind: Tensor,
     /// What the router decided, its losses included; the next sparse layer may look back at it.
     pub routing: Routing,
-    /// Wall time of deciding routes and building the plan; meaningful on a CPU, where calls return
-    /// when the work is done.
+    /// Wall time of everything but carrying out plans: deciding routes, building the plan, losses.
+    /// Meaningful on a CPU, where calls return when the work is done.
     pub route_time: Duration,
 }
 
@@ -47,12 +48,15 @@ impl MoeLayer {
         cx: &RouteCx<'_>,
     ) -> Result<(Tensor, LayerTrace), RouteError> {
         let cx = RouteCx { layer: self.index, capacity: self.capacity.as_ref(), ..*cx };
-        let start = Instant::now();
-        let routing = self.router.route(x_gtd, &cx)?;
-        let route_time = start.elapsed();
-        let rows_nd = routing.plan.dispatch(x_gtd);
-        let y_nd = self.experts.forward(&rows_nd, &routing.plan.load_e());
-        let y_gtd = routing.plan.combine(&y_nd);
+        let (start, in_experts) = (Instant::now(), Cell::new(Duration::ZERO));
+        let execute = |x_gtd: &Tensor, plan: &TensorPlan| {
+            let start = Instant::now();
+            let y_gtd = self.experts.execute(x_gtd, plan);
+            in_experts.set(in_experts.get() + start.elapsed());
+            y_gtd
+        };
+        let (y_gtd, routing) = self.router.layer(x_gtd, &cx, &execute)?;
+        let route_time = start.elapsed().saturating_sub(in_experts.get());
         let trace = LayerTrace {
             layer: self.index,
             gate_entropy: losses::gate_entropy(&routing.gate_gte),

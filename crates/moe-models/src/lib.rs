@@ -8,13 +8,13 @@
 //! routed rows, `v` vocabulary.
 
 pub mod attention;
+mod block;
 pub mod experts;
 pub mod layer;
 pub mod lm;
-pub mod residual;
 
 pub use attention::Attention;
 pub use experts::{Activation, ExpertExec, ExpertShape, Experts};
 pub use layer::{LayerTrace, MoeLayer};
-pub use lm::{DecoderLm, LmConfig, ModelError, Norm, Output, RoutingGroup};
-pub use residual::{Plain, Residual};
+pub use lm::{DecoderLm, LmConfig, ModelError, Output, RoutingGroup, Rules};
+pub use moe_routers::Norm;

@@ -5,24 +5,15 @@
 //!
 //! Axis letters: `b` batch, `g` groups, `t` tokens, `d` width, `v` vocabulary.
 
-use crate::attention::Attention;
-use crate::experts::{Activation, ExpertExec, ExpertShape, Experts};
+use crate::block::{Block, norm};
+use crate::experts::Activation;
 use crate::layer::{LayerTrace, MoeLayer};
-use crate::residual::{Plain, Residual};
 use moe_core::{CapacityPolicy, RouteError};
-use moe_routers::{Dims, ParamStore, Params, RouteCx, RouterConfig};
+use moe_routers::norm::TorchNorm;
+use moe_routers::residual::{Carried, LN_EPS, PlainConfig};
+use moe_routers::{Norm, ParamStore, Residual, ResidualConfig, RouteCx, RouterConfig};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
-
-/// Where layer normalisation stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Norm {
-    /// `x + f(norm(x))`.
-    Pre,
-    /// `norm(x + f(x))`.
-    Post,
-}
 
 /// Which tokens compete for experts' room and share a balance loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,43 +122,14 @@ impl LmConfig {
         ((self.active_hidden as f64 / active).round() as i64).max(1)
     }
 
-    fn is_sparse(&self, layer: i64) -> bool {
+    /// Number of sparse layers.
+    pub fn sparse_layers(&self) -> usize {
+        (self.layers / self.moe_every) as usize
+    }
+
+    pub(crate) fn is_sparse(&self, layer: i64) -> bool {
         (layer + 1) % self.moe_every == 0
     }
-}
-
-/// Scale and shift of a layer normalisation.
-#[derive(Debug)]
-struct LayerNorm {
-    weight_d: Tensor,
-    bias_d: Tensor,
-}
-
-impl LayerNorm {
-    fn new(params: &Params<'_>, width: i64) -> Self {
-        Self {
-            weight_d: params.constant("weight", &[width], 1.0),
-            bias_d: params.constant("bias", &[width], 0.0),
-        }
-    }
-
-    fn forward(&self, x: &Tensor) -> Tensor {
-        x.layer_norm(self.weight_d.size(), Some(&self.weight_d), Some(&self.bias_d), 1e-5, false)
-    }
-}
-
-#[derive(Debug)]
-enum FeedForward {
-    Dense(Experts),
-    Sparse(MoeLayer),
-}
-
-#[derive(Debug)]
-struct Block {
-    attention: Attention,
-    attention_norm: LayerNorm,
-    feed_forward: FeedForward,
-    feed_forward_norm: LayerNorm,
 }
 
 /// What a model returns.
@@ -179,13 +141,31 @@ pub struct Output {
     pub traces: Vec<LayerTrace>,
 }
 
+/// The rules of a model: what is exchanged between the rows of a comparison.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules<'a> {
+    /// Who computes what in the sparse layers.
+    pub router: &'a dyn RouterConfig,
+    /// How a layer's output enters the stream.
+    pub residual: &'a dyn ResidualConfig,
+    /// The recipe's capacity policy; `None` leaves the router's own.
+    pub capacity: Option<CapacityPolicy>,
+}
+
+impl<'a> Rules<'a> {
+    /// `router` with the plain residual and its own capacity.
+    pub fn new(router: &'a dyn RouterConfig) -> Self {
+        Self { router, residual: &PlainConfig, capacity: None }
+    }
+}
+
 /// The language model.
 #[derive(Debug)]
 pub struct DecoderLm {
     embedding_vd: Tensor,
     position_td: Tensor,
     blocks: Vec<Block>,
-    final_norm: LayerNorm,
+    final_norm: TorchNorm,
     head_vd: Tensor,
     residual: Box<dyn Residual>,
     config: LmConfig,
@@ -200,15 +180,13 @@ impl DecoderLm {
     pub fn new(
         store: &ParamStore,
         config: &LmConfig,
-        router: &dyn RouterConfig,
-        capacity: Option<CapacityPolicy>,
+        rules: &Rules<'_>,
         vocab: i64,
     ) -> Result<Self, ModelError> {
         config.check()?;
-        let (root, d) = (store.root(), config.width);
+        let (root, d, router) = (store.root(), config.width, rules.router);
         let embedding_vd = root.matrix("embedding", &[vocab, d], 0.02);
-        let blocks =
-            (0..config.layers).map(|layer| Block::new(&root, config, router, capacity, layer));
+        let blocks = (0..config.layers).map(|layer| Block::new(&root, config, rules, layer));
         let blocks = blocks.collect();
         let head_vd = match config.tied_embedding {
             true => embedding_vd.shallow_clone(),
@@ -219,9 +197,9 @@ impl DecoderLm {
             position_td: root.matrix("position", &[config.context, d], 0.02),
             embedding_vd,
             blocks,
-            final_norm: LayerNorm::new(&root.child("final_norm"), d),
+            final_norm: norm(&root.child("final_norm"), d),
             head_vd,
-            residual: Box::new(Plain),
+            residual: rules.residual.build(config.norm),
             config: config.clone(),
             active_share: router.active_experts(experts) / router.bank(experts) as f64,
         })
@@ -239,39 +217,15 @@ impl DecoderLm {
         assert!(t <= self.config.context, "{t} tokens exceed context {}", self.config.context);
         let embedded = Tensor::embedding(&self.embedding_vd, x_bt, -1, false, false);
         let mut x_btd = embedded + self.position_td.narrow(0, 0, t);
-        let (mut traces, mut carried) = (Vec::new(), None);
+        let (mut traces, mut carried) = (Vec::new(), Carried::new());
+        let cx = RouteCx { token_gt: Some(x_bt), ..*cx };
         for block in &self.blocks {
-            let attend = |x: &Tensor| Ok(block.attention.forward(x));
-            x_btd = self.sublayer(&Plain, &x_btd, &block.attention_norm, attend, &mut None)?;
-            let cx = RouteCx { token_gt: Some(x_bt), ..*cx };
-            let feed = |x: &Tensor| block.feed(x, self.config.routing_group, &cx, &mut traces);
-            let residual = self.residual.as_ref();
             x_btd =
-                self.sublayer(residual, &x_btd, &block.feed_forward_norm, feed, &mut carried)?;
+                block.forward(self.residual.as_ref(), &x_btd, &cx, &mut carried, &mut traces)?;
         }
-        let logits_btv = self.final_norm.forward(&x_btd).linear(&self.head_vd, None::<&Tensor>);
+        let logits_btv =
+            self.final_norm.apply(&x_btd, LN_EPS).linear(&self.head_vd, None::<&Tensor>);
         Ok(Output { logits_btv, traces })
-    }
-
-    /// One sublayer with its norm before or after; `carried` belongs to the residual rule.
-    fn sublayer(
-        &self,
-        residual: &dyn Residual,
-        x: &Tensor,
-        norm: &LayerNorm,
-        f: impl FnOnce(&Tensor) -> Result<Tensor, RouteError>,
-        carried: &mut Option<Tensor>,
-    ) -> Result<Tensor, RouteError> {
-        let f_x = match self.config.norm {
-            Norm::Pre => f(&norm.forward(x))?,
-            Norm::Post => f(x)?,
-        };
-        let (y, next) = residual.step(x, &f_x, carried.take());
-        *carried = next;
-        Ok(match self.config.norm {
-            Norm::Pre => y,
-            Norm::Post => norm.forward(&y),
-        })
     }
 
     /// Parameters that one token uses: all but the experts it does not visit.
@@ -288,10 +242,7 @@ impl DecoderLm {
 
     /// Lets every router update what no gradient reaches, with the loads of the step just taken.
     pub fn after_step(&mut self, traces: &[LayerTrace]) {
-        let layers = self.blocks.iter_mut().filter_map(|block| match &mut block.feed_forward {
-            FeedForward::Sparse(layer) => Some(layer),
-            FeedForward::Dense(_) => None,
-        });
+        let layers = self.blocks.iter_mut().filter_map(Block::sparse_mut);
         for (layer, trace) in layers.zip(traces) {
             layer.router.after_step(&trace.routing.plan.load_e());
         }
@@ -299,85 +250,7 @@ impl DecoderLm {
 
     /// The sparse layers, in order.
     pub fn sparse_layers(&self) -> impl Iterator<Item = &MoeLayer> {
-        self.blocks.iter().filter_map(|block| match &block.feed_forward {
-            FeedForward::Sparse(layer) => Some(layer),
-            FeedForward::Dense(_) => None,
-        })
-    }
-}
-
-impl Block {
-    fn new(
-        root: &Params<'_>,
-        config: &LmConfig,
-        router: &dyn RouterConfig,
-        capacity: Option<CapacityPolicy>,
-        layer: i64,
-    ) -> Self {
-        let params = root.child("layers").child(layer);
-        let output_scale = (1.0 / (2.0 * config.layers as f64)).sqrt();
-        let shape = |experts: i64, hidden: i64| ExpertShape {
-            experts,
-            width: config.width,
-            hidden,
-            activation: config.activation,
-            bias: config.bias,
-            output_scale,
-        };
-        let feed_forward = if config.is_sparse(layer) {
-            let experts = router.bank(config.experts as usize) as i64;
-            let shape = shape(experts, config.expert_hidden(router));
-            FeedForward::Sparse(MoeLayer {
-                index: ((layer + 1) / config.moe_every - 1) as usize,
-                router: router
-                    .build(&params.child("router"), Dims { width: config.width, experts }),
-                experts: Experts::new(&params.child("experts"), shape, ExpertExec::Loop),
-                capacity,
-            })
-        } else {
-            let shape = shape(1, config.active_hidden);
-            FeedForward::Dense(Experts::new(&params.child("dense"), shape, ExpertExec::Loop))
-        };
-        Self {
-            attention: Attention::new(
-                &params.child("attention"),
-                config.width,
-                config.heads,
-                output_scale,
-            ),
-            attention_norm: LayerNorm::new(&params.child("attention_norm"), config.width),
-            feed_forward,
-            feed_forward_norm: LayerNorm::new(&params.child("feed_forward_norm"), config.width),
-        }
-    }
-
-    fn feed(
-        &self,
-        x_btd: &Tensor,
-        group: RoutingGroup,
-        cx: &RouteCx<'_>,
-        traces: &mut Vec<LayerTrace>,
-    ) -> Result<Tensor, RouteError> {
-        let (b, t, d) = x_btd.size3().expect("[b, t, d]");
-        match &self.feed_forward {
-            FeedForward::Dense(network) => {
-                let rows = Tensor::from(b * t).view([1]);
-                Ok(network.forward(&x_btd.reshape([b * t, d]), &rows).view([b, t, d]))
-            }
-            FeedForward::Sparse(layer) => {
-                let x_gtd = match group {
-                    RoutingGroup::Batch => x_btd.reshape([1, b * t, d]),
-                    RoutingGroup::Sequence => x_btd.shallow_clone(),
-                };
-                let (g, t_of_group, _) = x_gtd.size3().expect("[g, t, d]");
-                let token_gt = cx.token_gt.map(|ids| ids.reshape([g, t_of_group]));
-                let previous = traces.last().map(|trace| &trace.routing);
-                let cx = RouteCx { previous, token_gt: token_gt.as_ref(), ..*cx };
-                let (y_gtd, trace) = layer.forward(&x_gtd, &cx)?;
-                traces.push(trace);
-                Ok(y_gtd.view([b, t, d]))
-            }
-        }
+        self.blocks.iter().filter_map(Block::sparse)
     }
 }
 

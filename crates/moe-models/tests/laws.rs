@@ -2,10 +2,12 @@
 
 use moe_models::lm::cross_entropy;
 use moe_models::{
-    Activation, DecoderLm, ExpertExec, ExpertShape, Experts, LmConfig, Norm, RoutingGroup,
+    Activation, DecoderLm, ExpertExec, ExpertShape, Experts, LmConfig, Norm, RoutingGroup, Rules,
 };
 use moe_routers::tolerance::tolerance;
-use moe_routers::{PAPERS, ParamStore, Phase, Role, RouteCx, SeededNoise, Settings, router_config};
+use moe_routers::{
+    ParamStore, Phase, Role, RouteCx, SeededNoise, Settings, router_config, routers,
+};
 use tch::{Device, Kind, Tensor};
 
 const ACTIVATIONS: [Activation; 4] =
@@ -85,7 +87,7 @@ fn tiny(norm: Norm, group: RoutingGroup) -> LmConfig {
 fn model(router: &str, config: &LmConfig) -> (ParamStore, DecoderLm) {
     let store = ParamStore::new(2, Device::Cpu, Kind::Float);
     let router = router_config(router, &Settings::new()).unwrap();
-    let model = DecoderLm::new(&store, config, router.as_ref(), None, 11).unwrap();
+    let model = DecoderLm::new(&store, config, &Rules::new(router.as_ref()), 11).unwrap();
     (store, model)
 }
 
@@ -95,7 +97,7 @@ fn tokens() -> Tensor {
 
 #[test]
 fn every_parameter_of_every_model_gets_a_gradient() {
-    for paper in PAPERS {
+    for paper in routers() {
         for norm in [Norm::Pre, Norm::Post] {
             let (store, model) = model(paper.id, &tiny(norm, RoutingGroup::Batch));
             let noise = SeededNoise::train(0, 0);
@@ -116,7 +118,7 @@ fn every_parameter_of_every_model_gets_a_gradient() {
 
 #[test]
 fn causal_routers_make_causal_models() {
-    for paper in PAPERS {
+    for paper in routers() {
         let config = tiny(Norm::Pre, RoutingGroup::Sequence);
         let causal = router_config(paper.id, &Settings::new()).unwrap().causal();
         let (_, model) = model(paper.id, &config);

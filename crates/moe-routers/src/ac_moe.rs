@@ -41,7 +41,7 @@ pub use scaling::{Clusters, Labels, Scaling, dispersion, scale, weights};
 pub use theory::theory_weights;
 
 use crate::config::{Preset, resolve};
-use crate::router::Paper;
+use crate::router::{Method, Paper};
 use moe_core::RouteError;
 
 /// What it is.
@@ -74,7 +74,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["reference"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// Name of the noise, standard normal, `[g, t, e]`; scaled by `noise_std / E` inside.

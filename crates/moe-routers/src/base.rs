@@ -22,7 +22,7 @@ use crate::config::{
 use crate::convert::{to_host, to_indices};
 use crate::params::{Init, Params, Role};
 use crate::plan::ChoicesGtk;
-use crate::router::{Chosen, Dims, Paper, RouteCx, Router, Routing, axes3, room};
+use crate::router::{Chosen, Dims, Method, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{Choices, HostInput, HostRouting, Reference, RouteError, assignment, score};
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 use serde::{Deserialize, Serialize};
@@ -49,7 +49,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["paper"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// Settings.

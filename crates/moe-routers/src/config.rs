@@ -13,9 +13,11 @@ pub type Settings = Map<String, Value>;
 /// A setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ConfigError {
-    /// No such router.
-    #[error("name: unknown router `{name}`; choose one of {choices}")]
-    UnknownRouter {
+    /// No such router or residual.
+    #[error("name: unknown {what} `{name}`; choose one of {choices}")]
+    Unknown {
+        /// Router or residual.
+        what: &'static str,
         /// What was asked for.
         name: String,
         /// What there is.
@@ -77,6 +79,17 @@ pub trait RouterConfig: Debug + Send + Sync {
 
     /// Whether a token's route depends on no later token of its group.
     fn causal(&self) -> bool;
+
+    /// Whether the rule is about the tokens of one sequence, so that a group is a sequence whatever
+    /// the recipe says.
+    fn within_sequence(&self) -> bool {
+        false
+    }
+
+    /// Whether the router reads the attention weights of its block.
+    fn reads_attention(&self) -> bool {
+        false
+    }
 
     /// A router with fresh parameters under `params`.
     fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router>;

@@ -1,6 +1,6 @@
 //! The one place where host arrays become tensors and back.
 
-use ndarray::{Array1, Array2, ArrayView2};
+use ndarray::{Array1, Array2, Array3, ArrayView2};
 use tch::{Device, Kind, Tensor};
 
 /// Copies a matrix to the host in `f64`.
@@ -10,6 +10,16 @@ use tch::{Device, Kind, Tensor};
 pub fn to_host(t: &Tensor) -> Array2<f64> {
     let (rows, columns) = t.size2().expect("a matrix");
     Array2::from_shape_vec((rows as usize, columns as usize), host_values(t))
+        .expect("as many values as the shape says")
+}
+
+/// Copies a tensor of three axes to the host in `f64`.
+///
+/// # Panics
+/// If `t` has another number of axes.
+pub fn to_host3(t: &Tensor) -> Array3<f64> {
+    let (a, b, c) = t.size3().expect("three axes");
+    Array3::from_shape_vec((a as usize, b as usize, c as usize), host_values(t))
         .expect("as many values as the shape says")
 }
 

@@ -26,7 +26,7 @@ pub use reference::{
 use crate::config::{Preset, resolve};
 use crate::convert::{to_host, to_host1};
 use crate::plan::ChoicesGtk;
-use crate::router::{Aux, Chosen, Paper, RouteCx, Router, Routing, axes3, room};
+use crate::router::{Aux, Chosen, Method, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{Reference, RouteError};
 use tch::{Kind, Tensor};
 
@@ -52,7 +52,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["small"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// Floor of sums that divide.

@@ -10,7 +10,7 @@
 use crate::config::{ConfigError, Preset, RouterConfig, Settings, resolve, to_settings};
 use crate::params::Params;
 use crate::plan::ChoicesGtk;
-use crate::router::{Chosen, Dims, Paper, RouteCx, Router, Routing, axes3};
+use crate::router::{Chosen, Dims, Method, Paper, RouteCx, Router, Routing, axes3};
 use moe_core::{Choices, DropOrder, HostInput, HostRouting, Reference, RouteError};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["control"],
     control: true,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// Nothing to set.

@@ -15,7 +15,7 @@ use crate::config::{
 use crate::convert::to_host;
 use crate::params::Params;
 use crate::plan::{SparseRows, TensorPlan};
-use crate::router::{Dims, Paper, RouteCx, Router, Routing, axes3};
+use crate::router::{Dims, Method, Paper, RouteCx, Router, Routing, axes3};
 use moe_core::{
     CapacityError, CapacityInput, CapacityRule, HostInput, HostRouting, Plan, Reference,
     RouteError, SparsePlan, score,
@@ -47,7 +47,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["paper"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// Over what the scores sum to one (2).

@@ -16,7 +16,7 @@ use crate::config::{ConfigError, Preset, RouterConfig, Settings, resolve, to_set
 use crate::convert::{to_host_i64, to_indices};
 use crate::params::Params;
 use crate::plan::ChoicesGtk;
-use crate::router::{Chosen, Dims, Paper, RouteCx, Router, Routing, axes3, room};
+use crate::router::{Chosen, Dims, Method, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{Choices, HostInput, HostRouting, Reference, RouteError};
 use ndarray::{Array2, Axis};
 use rand::SeedableRng;
@@ -42,7 +42,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["random"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// What a routing error calls the ids.

@@ -34,6 +34,7 @@ pub mod noise;
 pub mod norm;
 pub mod params;
 pub mod plan;
+pub mod residual;
 pub mod router;
 pub mod suite;
 pub mod tolerance;
@@ -68,9 +69,10 @@ pub use config::{ConfigError, Preset, RouterConfig, Settings};
 pub use noise::{Noise, SeededNoise, Site};
 pub use params::{Init, Param, ParamStore, Params, Role};
 pub use plan::TensorPlan;
-pub use router::{Aux, Chosen, Dims, Paper, Phase, RouteCx, Router, Routing};
+pub use residual::{Norm, Norms, Residual, ResidualConfig, residual_config};
+pub use router::{Aux, Chosen, Dims, Execute, Method, Paper, Phase, RouteCx, Router, Routing};
 
-/// Every router of this crate: controls first, then by year.
+/// Every paper of this crate: controls first, then by year.
 pub const PAPERS: &[&Paper] = &[
     &dense::PAPER,
     &random::PAPER,
@@ -94,14 +96,20 @@ pub const PAPERS: &[&Paper] = &[
     &deepseek_v3::PAPER,
 ];
 
+/// The papers that are routers.
+pub fn routers() -> impl Iterator<Item = &'static Paper> {
+    PAPERS.iter().copied().filter(|paper| matches!(paper.method, Method::Router(_)))
+}
+
 /// The registered paper of that name.
 ///
 /// # Errors
-/// [`ConfigError::UnknownRouter`], which lists the choices.
+/// [`ConfigError::Unknown`], which lists the choices.
 pub fn paper(id: &str) -> Result<&'static Paper, ConfigError> {
-    PAPERS.iter().copied().find(|p| p.id == id).ok_or_else(|| ConfigError::UnknownRouter {
+    PAPERS.iter().copied().find(|p| p.id == id).ok_or_else(|| ConfigError::Unknown {
+        what: "router",
         name: id.into(),
-        choices: PAPERS.iter().map(|p| p.id).collect::<Vec<_>>().join(", "),
+        choices: routers().map(|p| p.id).collect::<Vec<_>>().join(", "),
     })
 }
 
@@ -111,5 +119,5 @@ pub fn paper(id: &str) -> Result<&'static Paper, ConfigError> {
 /// # Errors
 /// An unknown router, preset or key, or a value of the wrong type, each naming the key.
 pub fn router_config(id: &str, settings: &Settings) -> Result<Box<dyn RouterConfig>, ConfigError> {
-    (paper(id)?.config)(settings)
+    paper(id)?.router(settings)
 }

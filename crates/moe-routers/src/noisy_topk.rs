@@ -23,7 +23,7 @@ use crate::convert::to_host;
 use crate::losses;
 use crate::params::{Init, Params, Role};
 use crate::plan::ChoicesGtk;
-use crate::router::{Aux, Chosen, Dims, Paper, RouteCx, Router, Routing, axes3, room};
+use crate::router::{Aux, Chosen, Dims, Method, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{Reference, RouteError};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -49,7 +49,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["paper"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// Name of the noise, standard normal, `[g, t, e]`.

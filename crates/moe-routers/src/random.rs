@@ -12,7 +12,7 @@ use crate::config::{
 };
 use crate::params::Params;
 use crate::plan::ChoicesGtk;
-use crate::router::{Chosen, Dims, Paper, RouteCx, Router, Routing, axes3, room};
+use crate::router::{Chosen, Dims, Method, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{Choices, HostInput, HostRouting, Reference, RouteError};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -31,7 +31,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["control"],
     control: true,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// Name of the draw, uniform on `[0, 1)`, `[g, t, e]`.

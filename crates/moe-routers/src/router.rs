@@ -3,6 +3,7 @@
 use crate::config::{ConfigError, RouterConfig, Settings};
 use crate::noise::{Noise, Site};
 use crate::plan::{ChoicesGtk, TensorPlan};
+use crate::residual::ResidualConfig;
 use moe_core::{CapacityError, CapacityPolicy, DropOrder, Reference, RouteError};
 use std::fmt::Debug;
 use tch::Tensor;
@@ -33,8 +34,33 @@ pub struct Paper {
     pub compared: &'static [&'static str],
     /// A control of the comparison rather than a method of its own.
     pub control: bool,
-    /// Reads its settings.
-    pub config: fn(&Settings) -> Result<Box<dyn RouterConfig>, ConfigError>,
+    /// Where in a model it acts, and how its settings are read.
+    pub method: Method,
+}
+
+impl Paper {
+    /// Reads a router's settings.
+    ///
+    /// # Errors
+    /// A paper that is no router, an unknown preset or key, or a value of the wrong type.
+    pub fn router(&self, settings: &Settings) -> Result<Box<dyn RouterConfig>, ConfigError> {
+        match self.method {
+            Method::Router(read) => read(settings),
+            Method::Residual(_) => {
+                let reason = format!("`{0}` is no router: set `residual = \"{0}\"`", self.id);
+                Err(ConfigError::setting("name", reason))
+            }
+        }
+    }
+}
+
+/// Where a paper acts in a model.
+#[derive(Debug, Clone, Copy)]
+pub enum Method {
+    /// It decides who computes what in a sparse layer.
+    Router(fn(&Settings) -> Result<Box<dyn RouterConfig>, ConfigError>),
+    /// It decides how a layer's output enters the stream.
+    Residual(fn(&Settings) -> Result<Box<dyn ResidualConfig>, ConfigError>),
 }
 
 /// Sizes that every router is built from.
@@ -71,9 +97,9 @@ pub struct RouteCx<'a> {
     pub capacity: Option<&'a CapacityPolicy>,
     /// What the sparse layer before this one decided, for routers that look back.
     pub previous: Option<&'a Routing>,
-    /// Attention weights of this block, mean or per head as the router says, for routers that read
-    /// them: `[g, t, t]`.
-    pub attention_gtt: Option<&'a Tensor>,
+    /// Attention weights of this block by head, `[g, m, t, t]`, for routers whose
+    /// [`RouterConfig::reads_attention`] says so.
+    pub attention_gmtt: Option<&'a Tensor>,
     /// Tokens that are padding, `[g, t]`, bool: they take no place and leave every mean.
     pub padding_gt: Option<&'a Tensor>,
     /// Ids of the tokens in the vocabulary, `[g, t]`, int64, for routers that read them.
@@ -89,7 +115,7 @@ impl<'a> RouteCx<'a> {
             noise,
             capacity: None,
             previous: None,
-            attention_gtt: None,
+            attention_gmtt: None,
             padding_gt: None,
             token_gt: None,
         }
@@ -169,6 +195,10 @@ pub struct Routing {
     pub aux: Vec<Aux>,
 }
 
+/// What carries out a plan: dispatches `[g, t, d]`, runs every expert on its rows, combines to
+/// `[g, t, d]`.
+pub type Execute<'a> = dyn Fn(&Tensor, &TensorPlan) -> Tensor + 'a;
+
 /// One routing rule, as published.
 ///
 /// A rule is written twice: here, in tensor operations that train, and as a [`Reference`] in plain
@@ -179,6 +209,21 @@ pub trait Router: Debug + Send {
     /// # Errors
     /// If the settings leave no room for this number of tokens ([`RouteError`]).
     fn route(&self, x_gtd: &Tensor, cx: &RouteCx<'_>) -> Result<Routing, RouteError>;
+
+    /// The whole sparse layer, `[g, t, d] -> [g, t, d]`, over the experts behind `execute`. A paper
+    /// that calls its experts more than once writes its own.
+    ///
+    /// # Errors
+    /// As [`Self::route`].
+    fn layer(
+        &self,
+        x_gtd: &Tensor,
+        cx: &RouteCx<'_>,
+        execute: &Execute<'_>,
+    ) -> Result<(Tensor, Routing), RouteError> {
+        let routing = self.route(x_gtd, cx)?;
+        Ok((execute(x_gtd, &routing.plan), routing))
+    }
 
     /// The same rule for one group in host arithmetic, holding a copy of the present parameters.
     fn reference(&self) -> Box<dyn Reference>;

@@ -19,7 +19,7 @@ use crate::config::{
 use crate::convert::to_host;
 use crate::params::Params;
 use crate::plan::ChoicesGtk;
-use crate::router::{Chosen, Dims, Paper, RouteCx, Router, Routing, axes3, room};
+use crate::router::{Chosen, Dims, Method, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{Choices, HostInput, HostRouting, Reference, RouteError, score};
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["megatron"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// Guard of both divisions (1).

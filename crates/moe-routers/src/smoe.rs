@@ -24,7 +24,7 @@ use crate::config::{Preset, resolve};
 use crate::convert::to_host;
 use crate::losses;
 use crate::plan::ChoicesGtk;
-use crate::router::{Aux, Chosen, Paper, RouteCx, Router, Routing, axes3, room};
+use crate::router::{Aux, Chosen, Method, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{
     Choices, HostInput, HostRouting, LoadBalance, Reference, RouteError, balance, score,
 };
@@ -57,7 +57,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["smoe", "plain"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// The trainable router.

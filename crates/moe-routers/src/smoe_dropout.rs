@@ -20,7 +20,7 @@ use crate::config::{ConfigError, Preset, RouterConfig, Settings, resolve, to_set
 use crate::convert::to_host;
 use crate::params::{Init, Params, Role};
 use crate::plan::ChoicesGtk;
-use crate::router::{Chosen, Dims, Paper, RouteCx, Router, Routing, axes3, room};
+use crate::router::{Chosen, Dims, Method, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{Choices, HostInput, HostRouting, Reference, RouteError, score};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -45,7 +45,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["paper"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// How k changes (3).

@@ -17,7 +17,7 @@ use crate::config::{
 use crate::convert::to_host;
 use crate::params::Params;
 use crate::plan::{SoftSlots, TensorPlan};
-use crate::router::{Dims, Paper, RouteCx, Router, Routing, axes3};
+use crate::router::{Dims, Method, Paper, RouteCx, Router, Routing, axes3};
 use moe_core::{HostInput, HostRouting, Plan, Reference, RouteError, SoftPlan, score};
 use ndarray::{Array2, ArrayView2, Axis};
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &[],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// Settings.

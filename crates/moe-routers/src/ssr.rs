@@ -26,7 +26,7 @@ pub use transport::{Transport, sinkhorn};
 use crate::config::{Preset, resolve};
 use crate::convert::to_host;
 use crate::plan::ChoicesGtk;
-use crate::router::{Chosen, Paper, RouteCx, Router, Routing, axes3, room};
+use crate::router::{Chosen, Method, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{Reference, RouteError};
 use tch::{Device, Kind, Tensor};
 
@@ -56,7 +56,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["paper"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// Name of the draw that chooses the branch (5), uniform on `[0, 1)`, `[1, 1]` for all groups.
@@ -148,24 +148,26 @@ mod tests {
 
     /// The paper's presets take the Sinkhorn branch too rarely for the suite to see it: here they
     /// take it always.
-    const ALWAYS: Paper =
-        Paper { config: |settings| Ok(Box::new(Config { p: 1.0, ..resolve(settings)? })), ..PAPER };
+    const ALWAYS: Paper = Paper {
+        method: Method::Router(|settings| Ok(Box::new(Config { p: 1.0, ..resolve(settings)? }))),
+        ..PAPER
+    };
 
     /// The same with noise on the cost.
     const NOISY_COST: Paper = Paper {
-        config: |settings| {
+        method: Method::Router(|settings| {
             let (noise_site, noise_alpha) = (NoiseSite::Cost, 0.3);
             Ok(Box::new(Config { p: 1.0, noise_site, noise_alpha, ..resolve(settings)? }))
-        },
+        }),
         ..PAPER
     };
 
     /// Never, with noise on the logits.
     const NOISY_LOGITS: Paper = Paper {
-        config: |settings| {
+        method: Method::Router(|settings| {
             let (noise_site, noise_alpha) = (NoiseSite::SoftmaxLogits, 0.3);
             Ok(Box::new(Config { p: 0.0, noise_site, noise_alpha, ..resolve(settings)? }))
-        },
+        }),
         ..PAPER
     };
 

@@ -23,7 +23,7 @@ use crate::base;
 use crate::config::{Preset, resolve};
 use crate::convert::to_host;
 use crate::plan::ChoicesGtk;
-use crate::router::{Aux, Chosen, Paper, RouteCx, Router, Routing, axes3};
+use crate::router::{Aux, Chosen, Method, Paper, RouteCx, Router, Routing, axes3};
 use moe_core::{Choices, HostInput, HostRouting, Reference, RouteError, score};
 use ndarray::{Array2, ArrayView2, Axis};
 use tch::{Kind, Tensor};
@@ -52,7 +52,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["paper"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// What a routing error calls the ids.

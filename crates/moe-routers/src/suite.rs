@@ -7,7 +7,7 @@
 //! Axis letters: `g` groups, `t` tokens, `d` width, `e` experts.
 
 use crate::config::{ConfigError, RouterConfig, Settings};
-use crate::convert::{to_host, to_host_i64};
+use crate::convert::{to_host, to_host_i64, to_host3};
 use crate::noise::{Noise, SeededNoise, Site};
 use crate::params::ParamStore;
 use crate::router::{Dims, Paper, Phase, RouteCx, Router, Routing};
@@ -21,6 +21,8 @@ use tch::{Device, Kind, Tensor};
 const GROUPS: i64 = 2;
 const TOKENS: i64 = 12;
 const WIDTH: i64 = 6;
+/// Attention heads of the block.
+const HEADS: i64 = 2;
 /// The first number that a preset accepts; large models' presets need more for their groups.
 const EXPERTS: [usize; 2] = [4, 16];
 /// Ids of the suite's tokens, and the size of tables by id.
@@ -94,8 +96,8 @@ struct Case {
     token_gt: Tensor,
     noise: Recorded,
     before: Before,
-    /// Attention of the block, `[g, t, t]`, fixed; later tokens are seen too.
-    attention_gtt: Tensor,
+    /// Attention of the block by head, `[g, m, t, t]`, fixed; later tokens are seen too.
+    attention_gmtt: Tensor,
 }
 
 /// A sparse layer before this one, whose decisions stay as they are whatever the tokens are now.
@@ -183,17 +185,17 @@ fn host_expert(e: usize, rows: ArrayView2<'_, f64>) -> Array2<f64> {
 fn settle(paper: &Paper, preset: &str) -> Result<(Box<dyn RouterConfig>, usize), ConfigError> {
     let mut settings = Settings::new();
     settings.insert("preset".into(), preset.into());
-    let mut config = (paper.config)(&settings)?;
+    let mut config = paper.router(&settings)?;
     if config.settings().contains_key("vocab") {
         settings.insert("vocab".into(), VOCAB.into());
-        config = (paper.config)(&settings)?;
+        config = paper.router(&settings)?;
     }
     if let Some(experts) = EXPERTS.into_iter().find(|&e| config.check(e).is_ok()) {
         return Ok((config, experts));
     }
     // Presets of large models choose more experts than the suite has.
     settings.insert("top_k".into(), EXPERTS[0].into());
-    config = (paper.config)(&settings)?;
+    config = paper.router(&settings)?;
     config.check(EXPERTS[0])?;
     Ok((config, EXPERTS[0]))
 }
@@ -213,29 +215,30 @@ impl Case {
         let token_gt = (count * 7).remainder(VOCAB + 6).remainder(VOCAB).view([GROUPS, TOKENS]);
         let noise = Recorded { source: SeededNoise::train(7, 0), seen: RefCell::default() };
         let (before, x_gtd) = (Before::new()?, x_gtd.set_requires_grad(true));
-        let attention_gtt =
-            normal("attention", &[GROUPS, TOKENS, TOKENS]).softmax(-1, None::<Kind>);
-        Ok(Self { store, config, router, x_gtd, token_gt, noise, before, attention_gtt })
+        let scores_gmtt = normal("attention", &[GROUPS, HEADS, TOKENS, TOKENS]);
+        let attention_gmtt = scores_gmtt.softmax(-1, None::<Kind>);
+        Ok(Self { store, config, router, x_gtd, token_gt, noise, before, attention_gmtt })
     }
 
-    fn route(&self, x_gtd: &Tensor, phase: Phase) -> Result<Routing, RouteError> {
+    /// The layer with the stand-in experts: outputs, `[g, t, d]`, and the routing.
+    fn layer(&self, x_gtd: &Tensor, phase: Phase) -> Result<(Tensor, Routing), RouteError> {
         let previous = self.before.routing(x_gtd.size()[1])?;
         let (_, t, _) = crate::router::axes3(x_gtd);
-        let attention_gtt = self.attention_gtt.narrow(1, 0, t).narrow(2, 0, t);
-        let attention_gtt = &attention_gtt / attention_gtt.sum_dim_intlist(-1, true, None);
+        let attention_gmtt = self.attention_gmtt.narrow(2, 0, t).narrow(3, 0, t);
+        let attention_gmtt = &attention_gmtt / attention_gmtt.sum_dim_intlist(-1, true, None);
         let token_gt = self.token_gt.narrow(1, 0, t);
         let cx = RouteCx {
             token_gt: Some(&token_gt),
             previous: Some(&previous),
-            attention_gtt: Some(&attention_gtt),
+            attention_gmtt: Some(&attention_gmtt),
             ..RouteCx::new(phase, &self.noise)
         };
-        self.router.route(x_gtd, &cx)
+        self.router.layer(x_gtd, &cx, &|x_gtd, plan| plan.apply(x_gtd, expert))
     }
 
     /// Outputs with the stand-in experts, `[g, t, d]`, at evaluation.
     fn outputs(&self, x_gtd: &Tensor) -> Result<Tensor, RouteError> {
-        Ok(self.route(x_gtd, Phase::Eval)?.plan.apply(x_gtd, expert))
+        Ok(self.layer(x_gtd, Phase::Eval)?.0)
     }
 
     /// `ask` of the reference with the input of every group; `constants`, where there are any, take
@@ -252,38 +255,35 @@ impl Case {
                 (to_host(&self.x_gtd.get(g as i64)), self.noise.of_group(g as i64));
             draws.extend(constants.get(g).into_iter().flatten().cloned());
             let input = HostInput::new(x_td.view()).train(phase != Phase::Eval).draws(&draws);
-            let attention_tt = to_host(&self.attention_gtt.get(g as i64));
+            let attention_mtt = to_host3(&self.attention_gmtt.get(g as i64));
             let ids = to_host_i64(&self.token_gt.get(g as i64));
             let token_t: Vec<usize> = ids.into_iter().map(|id| id as usize).collect();
             let input = input.tokens(Some(&token_t));
-            let input = input.previous(Some(previous)).attention(Some(attention_tt.view()));
+            let input = input.previous(Some(previous)).attention(Some(attention_mtt.view()));
             ask(reference.as_ref(), &input)
         };
         self.before.routing_g.iter().enumerate().map(group).collect()
     }
 
-    fn reference_routes(
+    fn reference_layers(
         &self,
         phase: Phase,
         constants: &Constants,
-    ) -> Result<Vec<HostRouting>, RouteError> {
-        self.of_reference(phase, constants, |reference, input| reference.route(input))
+    ) -> Result<Vec<(Array2<f64>, HostRouting)>, RouteError> {
+        self.of_reference(phase, constants, |reference, input| reference.layer(input, &host_expert))
     }
 
     /// Worst error of everything that routing gives back.
     fn value_error(&self, phase: Phase, violations: &mut Vec<String>) -> Result<f64, SuiteError> {
-        let routing = self.route(&self.x_gtd, phase)?;
+        let (y_gtd, routing) = self.layer(&self.x_gtd, phase)?;
         if let Err(error) = routing.plan.to_host() {
             violations.push(format!("broken plan: {error}"));
         }
-        let y_gtd = routing.plan.apply(&self.x_gtd, expert);
-        let wanted = self.reference_routes(phase, &Constants::new())?;
+        let wanted = self.reference_layers(phase, &Constants::new())?;
         let mut worst = aux_error(&routing, &wanted, violations);
-        for (g, want) in wanted.iter().enumerate() {
-            let x_td = to_host(&self.x_gtd.get(g as i64));
-            let y_td = want.plan.apply(x_td.view(), host_expert);
+        for (g, (y_td, want)) in wanted.iter().enumerate() {
             let pairs = [
-                (&y_gtd, &y_td),
+                (&y_gtd, y_td),
                 (&routing.logits_gte, &want.logits_te),
                 (&routing.gate_gte, &want.gate_te),
             ];
@@ -296,16 +296,13 @@ impl Case {
 
     /// Outputs squared and summed, plus all losses: one number that everything bears on.
     fn objective(&self) -> Result<Tensor, RouteError> {
-        let Routing { plan, aux, .. } = self.route(&self.x_gtd, Phase::Train { step: 0 })?;
-        let y_gtd = plan.apply(&self.x_gtd, expert);
-        Ok(aux.iter().fold(y_gtd.square().sum(Kind::Double), |sum, a| sum + &a.value))
+        let (y_gtd, routing) = self.layer(&self.x_gtd, Phase::Train { step: 0 })?;
+        Ok(routing.aux.iter().fold(y_gtd.square().sum(Kind::Double), |sum, a| sum + &a.value))
     }
 
     fn reference_objective(&self, constants: &Constants) -> Result<f64, RouteError> {
-        let routes = self.reference_routes(Phase::Train { step: 0 }, constants)?;
-        let groups = routes.iter().enumerate().map(|(g, routing)| {
-            let x_td = to_host(&self.x_gtd.get(g as i64));
-            let y_td = routing.plan.apply(x_td.view(), host_expert);
+        let layers = self.reference_layers(Phase::Train { step: 0 }, constants)?;
+        let groups = layers.iter().map(|(y_td, routing)| {
             let aux: f64 = routing.aux.iter().map(|(_, value)| value).sum();
             y_td.iter().map(|y| y * y).sum::<f64>() + aux / GROUPS as f64
         });
@@ -390,7 +387,7 @@ impl Case {
         let mut violations = Vec::new();
         for (name, x_gtd) in edges {
             for phase in [Phase::Train { step: 0 }, Phase::Eval] {
-                let routing = match self.route(&x_gtd, phase) {
+                let (y_gtd, routing) = match self.layer(&x_gtd, phase) {
                     // A capacity below one row, or a token that experts cannot share evenly, is
                     // refused by rule, and says so; so is an exponential that overflows, and an
                     // edge on which a formula is not defined.
@@ -401,9 +398,8 @@ impl Case {
                     }
                     Err(RouteError::NotFinite { .. }) if name == "huge tokens" => continue,
                     Err(RouteError::Setting { .. }) => continue,
-                    routing => routing?,
+                    layer => layer?,
                 };
-                let y_gtd = routing.plan.apply(&x_gtd, expert);
                 let losses: f64 = routing.aux.iter().map(|a| a.value.double_value(&[])).sum();
                 let sum = y_gtd.sum(Kind::Double).double_value(&[]) + losses;
                 if routing.plan.to_host().is_err() || !sum.is_finite() {
@@ -416,15 +412,20 @@ impl Case {
 }
 
 /// Losses carry the same names in the same order, and the mean over groups as their value.
-fn aux_error(routing: &Routing, wanted: &[HostRouting], violations: &mut Vec<String>) -> f64 {
+fn aux_error(
+    routing: &Routing,
+    wanted: &[(Array2<f64>, HostRouting)],
+    violations: &mut Vec<String>,
+) -> f64 {
     let got: Vec<_> = routing.aux.iter().map(|a| a.name).collect();
     let mut worst = 0f64;
     for (i, aux) in routing.aux.iter().enumerate() {
-        let values: Vec<f64> = wanted.iter().filter_map(|w| w.aux.get(i).map(|a| a.1)).collect();
+        let values: Vec<f64> =
+            wanted.iter().filter_map(|(_, w)| w.aux.get(i).map(|a| a.1)).collect();
         let mean = values.iter().sum::<f64>() / wanted.len() as f64;
         worst = worst.max(relative_error(aux.value.double_value(&[]), mean));
     }
-    for want in wanted {
+    for (_, want) in wanted {
         let want: Vec<_> = want.aux.iter().map(|a| a.0).collect();
         if got != want {
             violations.push(format!("losses are {got:?}, the reference has {want:?}"));

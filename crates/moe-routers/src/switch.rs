@@ -17,7 +17,7 @@ use crate::convert::to_host;
 use crate::losses;
 use crate::params::Params;
 use crate::plan::ChoicesGtk;
-use crate::router::{Aux, Chosen, Dims, Paper, RouteCx, Router, Routing, axes3, room};
+use crate::router::{Aux, Chosen, Dims, Method, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{
     AuxForm, CapacityPolicy, CapacityRule, Choices, DropOrder, HostInput, HostRouting, Limit,
     LoadBalance, Reference, RouteError, balance, score,
@@ -47,7 +47,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["paper"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// Name of the jitter draw, uniform on `[0, 1)`, `[g, t, d]`.

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! Numbers in brackets count the steps of the reconstruction. Through the [`Router`](crate::Router)
-//! seam attention comes as one matrix per group ([`RouteCx::attention_gtt`](crate::RouteCx)), pooled by
-//! whoever made it; [`TokenGraph::decide`] takes heads, cached columns and segments.
+//! seam attention comes by head ([`RouteCx::attention_gmtt`](crate::RouteCx)); [`TokenGraph::decide`]
+//! takes cached columns and segments besides.
 
 mod config;
 mod measures;
@@ -25,7 +25,7 @@ pub use reference::{HostDecision, HostSources, HostTokenGraph, host_graph, host_
 pub use router::{Decision, Sources, TokenGraph, entropy, graph, pool};
 
 use crate::config::{Preset, resolve};
-use crate::router::Paper;
+use crate::router::{Method, Paper};
 
 /// What it is.
 pub const PAPER: Paper = Paper {
@@ -53,7 +53,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["similarity"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// Name under which the reference takes a graph that it is to hold constant, `[t, n]`.

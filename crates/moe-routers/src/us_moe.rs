@@ -32,7 +32,7 @@ pub use shared::Shared;
 use crate::config::{Preset, resolve};
 use crate::convert::to_host;
 use crate::plan::{SparseRows, TensorPlan};
-use crate::router::{Paper, RouteCx, Router, Routing, axes3};
+use crate::router::{Method, Paper, RouteCx, Router, Routing, axes3};
 use moe_core::{HostInput, HostRouting, Plan, PlanError, Reference, RouteError, SparsePlan, score};
 use ndarray::{Array2, ArrayView2, Axis};
 use tch::{Kind, Tensor};
@@ -66,7 +66,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["paper"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// (2)-(3), of logits `[.., e]`.

@@ -25,7 +25,7 @@ pub use placement::Placement;
 use crate::config::{Preset, resolve};
 use crate::convert::to_host;
 use crate::plan::{ChoicesGtk, TensorPlan};
-use crate::router::{Aux, Chosen, Paper, RouteCx, Router, Routing, axes3};
+use crate::router::{Aux, Chosen, Method, Paper, RouteCx, Router, Routing, axes3};
 use moe_core::{
     CapacityPolicy, Choices, HostInput, HostRouting, Plan, Reference, RouteError, SparsePlan, score,
 };
@@ -57,7 +57,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["paper"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// Name of the noise, standard normal, `[g, t, e]`; scaled by `noise_std / E` inside.

@@ -29,7 +29,7 @@ pub use reference::Host;
 use crate::config::{Preset, resolve};
 use crate::convert::{to_host, to_host1};
 use crate::params::Params;
-use crate::router::{Aux, Chosen, Dims, Paper, RouteCx, Router, Routing, axes3};
+use crate::router::{Aux, Chosen, Dims, Method, Paper, RouteCx, Router, Routing, axes3};
 use moe_core::{Reference, RouteError};
 use tch::Tensor;
 
@@ -59,7 +59,7 @@ pub const PAPER: Paper = Paper {
     presets: Config::PRESETS,
     compared: &["paper"],
     control: false,
-    config: |settings| Ok(Box::new(resolve::<Config>(settings)?)),
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };
 
 /// Name of the draw of the random second-choice policy, uniform on `[0, 1)`, `[g, t, 1]`.

@@ -1,8 +1,8 @@
 //! Checkpoints: exact resume, and every kind of damage refused.
 
 use moe_data::{Corpus, TokenStream, TokenizerSpec};
-use moe_models::{DecoderLm, LmConfig};
-use moe_routers::{PAPERS, ParamStore, Settings, router_config};
+use moe_models::{DecoderLm, LmConfig, Rules};
+use moe_routers::{ParamStore, Settings, router_config, routers};
 use moe_train::{CheckpointError, TrainConfig, Trainer, checkpoint};
 use std::fs;
 use std::path::Path;
@@ -29,7 +29,7 @@ fn trainer_with(router: &str, width: i64) -> Trainer {
         TrainConfig { steps: 8, batch: 2, sequence: 8, warmup: 2, ..TrainConfig::default() };
     let store = ParamStore::new(5, Device::Cpu, Kind::Float);
     let router = router_config(router, &Settings::new()).unwrap();
-    let model = DecoderLm::new(&store, &model, router.as_ref(), None, 256).unwrap();
+    let model = DecoderLm::new(&store, &model, &Rules::new(router.as_ref()), 256).unwrap();
     Trainer::new(model, store, data(), train, (5, Device::Cpu))
 }
 
@@ -47,7 +47,7 @@ fn model_file(checkpoints: &Path, step: u64) -> Vec<u8> {
 
 #[test]
 fn resuming_gives_the_same_bytes_for_every_router() {
-    for paper in PAPERS {
+    for paper in routers() {
         let dir = tempfile::tempdir().unwrap();
         let mut straight = trainer(paper.id);
         train(&mut straight, 4);

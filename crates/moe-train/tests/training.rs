@@ -1,7 +1,7 @@
 //! The step and the evaluation.
 
 use moe_data::{Corpus, Split, TokenStream, TokenizerSpec};
-use moe_models::{DecoderLm, LmConfig};
+use moe_models::{DecoderLm, LmConfig, Rules};
 use moe_routers::{ParamStore, Settings, router_config};
 use moe_train::{TrainConfig, TrainError, Trainer};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ fn trainer(change: impl FnOnce(&mut TrainConfig)) -> Trainer {
     change(&mut train);
     let store = ParamStore::new(0, Device::Cpu, Kind::Float);
     let router = router_config("smoe", &Settings::new()).unwrap();
-    let model = DecoderLm::new(&store, &model, router.as_ref(), None, 256).unwrap();
+    let model = DecoderLm::new(&store, &model, &Rules::new(router.as_ref()), 256).unwrap();
     Trainer::new(model, store, data, train, (0, Device::Cpu))
 }
 

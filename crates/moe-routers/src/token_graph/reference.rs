@@ -279,8 +279,8 @@ impl HostTokenGraph {
 
 /// What the seam hands in: one matrix, the attention or the graph.
 fn handed_in(input: &HostInput<'_>) -> HostSources {
-    let attention_htn = input.attention_tt.map(|a| a.to_owned().insert_axis(Axis(0)));
-    let graph_tn = input.attention_tt.map(|a| a.to_owned());
+    let attention_htn = input.attention_mtt.map(|a| a.to_owned());
+    let graph_tn = input.attention_mtt.and_then(|a| a.mean_axis(Axis(0)));
     HostSources { attention_htn, graph_tn, ..HostSources::default() }
 }
 

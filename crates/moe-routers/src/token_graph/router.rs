@@ -236,8 +236,8 @@ impl TokenGraph {
 impl Router for TokenGraph {
     fn route(&self, x_gtd: &Tensor, cx: &RouteCx<'_>) -> Result<Routing, RouteError> {
         let sources = Sources {
-            attention_ghtn: cx.attention_gtt.map(|a| a.unsqueeze(1)),
-            graph_gtn: cx.attention_gtt.map(Tensor::shallow_clone),
+            attention_ghtn: cx.attention_gmtt.map(Tensor::shallow_clone),
+            graph_gtn: cx.attention_gmtt.map(|a| a.mean_dim(1, false, None)),
             ..Sources::default()
         };
         Ok(self.decide(x_gtd, cx, &sources)?.routing)

@@ -1,0 +1,80 @@
+//! A router or a residual in a recipe.
+
+use crate::error::Misuse;
+use moe_routers::{ResidualConfig, RouterConfig, Settings, residual_config, router_config};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// A method by name, with settings over one of its presets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "NameOrTable")]
+pub struct MethodRecipe {
+    /// Its name.
+    pub name: String,
+    /// `preset` and any of the method's own keys.
+    #[serde(flatten)]
+    pub settings: Settings,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a name, or a table with `name`")]
+enum NameOrTable {
+    Name(String),
+    Table {
+        name: String,
+        #[serde(flatten)]
+        settings: Settings,
+    },
+}
+
+impl From<NameOrTable> for MethodRecipe {
+    fn from(form: NameOrTable) -> Self {
+        match form {
+            NameOrTable::Name(name) => Self::named(&name),
+            NameOrTable::Table { name, settings } => Self { name, settings },
+        }
+    }
+}
+
+impl MethodRecipe {
+    /// `name`, or `name:preset`.
+    pub fn named(text: &str) -> Self {
+        let (name, preset) = text.split_once(':').unwrap_or((text, ""));
+        let mut settings = Settings::new();
+        if !preset.is_empty() {
+            settings.insert("preset".into(), preset.into());
+        }
+        Self { name: name.into(), settings }
+    }
+
+    /// Whether the router has this setting and the recipe does not give it.
+    pub fn lacks(&self, key: &str) -> bool {
+        let has = self.router().is_ok_and(|config| config.settings().contains_key(key));
+        has && !self.settings.contains_key(key)
+    }
+
+    /// A router's resolved settings.
+    ///
+    /// # Errors
+    /// An unknown router, preset or key, or a bad value, with its place in the recipe.
+    pub fn router(&self) -> Result<Box<dyn RouterConfig>, Misuse> {
+        router_config(&self.name, &self.settings).map_err(|e| Misuse::recipe("router", e))
+    }
+
+    /// A residual's resolved settings.
+    ///
+    /// # Errors
+    /// An unknown residual, preset or key, or a bad value, with its place in the recipe.
+    pub fn residual(&self) -> Result<Box<dyn ResidualConfig>, Misuse> {
+        residual_config(&self.name, &self.settings).map_err(|e| Misuse::recipe("residual", e))
+    }
+
+    /// Puts every setting of the resolved method down, the preset it came from first.
+    pub(crate) fn write_out(&mut self, resolved: Settings) {
+        let preset = self.settings.remove("preset").map(|preset| ("preset".to_owned(), preset));
+        // TOML has no null.
+        let plain = |value: Value| if value.is_null() { Value::from("none") } else { value };
+        let settings = resolved.into_iter().map(|(key, value)| (key, plain(value)));
+        self.settings = preset.into_iter().chain(settings).collect();
+    }
+}

@@ -1,0 +1,175 @@
+//! A block of the language model: attention, then a dense or sparse feed-forward layer.
+//!
+//! Axis letters: `b` batch, `g` groups, `t` tokens, `d` width, `m` heads.
+
+use crate::attention::Attention;
+use crate::experts::{ExpertExec, ExpertShape, Experts};
+use crate::layer::{LayerTrace, MoeLayer};
+use crate::lm::{LmConfig, RoutingGroup, Rules};
+use moe_core::RouteError;
+use moe_routers::norm::TorchNorm;
+use moe_routers::residual::{Carried, NormsNeeded, Plain};
+use moe_routers::{Dims, Norms, Params, Residual, RouteCx};
+use tch::Tensor;
+
+#[derive(Debug)]
+enum FeedForward {
+    Dense(Experts),
+    Sparse(MoeLayer),
+}
+
+#[derive(Debug)]
+pub(crate) struct Block {
+    attention: Attention,
+    attention_norm: TorchNorm,
+    attention_residual: Plain,
+    feed_forward: FeedForward,
+    feed_forward_norms: Norms,
+    group: RoutingGroup,
+    reads_attention: bool,
+}
+
+/// A fresh norm under `params`.
+pub(crate) fn norm(params: &Params<'_>, width: i64) -> TorchNorm {
+    TorchNorm {
+        weight_d: Some(params.constant("weight", &[width], 1.0)),
+        bias_d: Some(params.constant("bias", &[width], 0.0)),
+    }
+}
+
+/// The norms that a residual asks for.
+fn norms(params: &Params<'_>, width: i64, needed: NormsNeeded) -> Norms {
+    let of = |wanted: bool, name: &str| match wanted {
+        true => norm(&params.child(name), width),
+        false => TorchNorm::default(),
+    };
+    Norms { inner: of(needed.inner, "feed_forward_norm"), outer: of(needed.outer, "residual_norm") }
+}
+
+impl Block {
+    pub(crate) fn new(root: &Params<'_>, config: &LmConfig, rules: &Rules<'_>, layer: i64) -> Self {
+        let (params, d) = (root.child("layers").child(layer), config.width);
+        let output_scale = (1.0 / (2.0 * config.layers as f64)).sqrt();
+        let sequence_only = rules.router.within_sequence();
+        let needed = rules.residual.norms(config.norm, config.is_sparse(layer));
+        Self {
+            attention: Attention::new(&params.child("attention"), d, config.heads, output_scale),
+            attention_norm: norm(&params.child("attention_norm"), d),
+            attention_residual: Plain::new(config.norm),
+            feed_forward: FeedForward::new(&params, config, rules, layer),
+            feed_forward_norms: norms(&params, d, needed),
+            group: if sequence_only { RoutingGroup::Sequence } else { config.routing_group },
+            reads_attention: config.is_sparse(layer) && rules.router.reads_attention(),
+        }
+    }
+
+    /// `[b, t, d] -> [b, t, d]`. A sparse layer adds its trace to `traces`, whose last entry is the
+    /// sparse layer before it.
+    pub(crate) fn forward(
+        &self,
+        residual: &dyn Residual,
+        x_btd: &Tensor,
+        cx: &RouteCx<'_>,
+        carried: &mut Carried,
+        traces: &mut Vec<LayerTrace>,
+    ) -> Result<Tensor, RouteError> {
+        let (x_btd, weight_bmtt) = self.attend(x_btd)?;
+        let norms = &self.feed_forward_norms;
+        match &self.feed_forward {
+            FeedForward::Dense(network) => {
+                residual.dense(norms, &x_btd, carried, &mut |x_btd| Ok(network.dense(x_btd)))
+            }
+            FeedForward::Sparse(layer) => {
+                let previous = traces.last().map(|trace| &trace.routing);
+                let cx = RouteCx { previous, attention_gmtt: weight_bmtt.as_ref(), ..*cx };
+                let mut last = None;
+                let mut run = |x_btd: &Tensor| {
+                    let (y_btd, trace) = self.route(layer, x_btd, &cx)?;
+                    // A rule that looks twice is led by its last look.
+                    last = Some(trace);
+                    Ok(y_btd)
+                };
+                let before = std::mem::take(carried);
+                let (x_btd, after) =
+                    residual.sparse(layer.index, norms, &x_btd, before, &mut run)?;
+                *carried = after;
+                traces.extend(last);
+                Ok(x_btd)
+            }
+        }
+    }
+
+    /// The attention sublayer; its weights where the router reads them.
+    fn attend(&self, x_btd: &Tensor) -> Result<(Tensor, Option<Tensor>), RouteError> {
+        let mut weight_bmtt = None;
+        let mut run = |x_btd: &Tensor| {
+            if !self.reads_attention {
+                return Ok(self.attention.forward(x_btd));
+            }
+            let (y_btd, weights) = self.attention.forward_with_weights(x_btd);
+            weight_bmtt = Some(weights);
+            Ok(y_btd)
+        };
+        let x_btd = self.attention_residual.step(&self.attention_norm, x_btd, &mut run)?;
+        Ok((x_btd, weight_bmtt))
+    }
+
+    /// The sparse layer on the groups of the batch.
+    fn route(
+        &self,
+        layer: &MoeLayer,
+        x_btd: &Tensor,
+        cx: &RouteCx<'_>,
+    ) -> Result<(Tensor, LayerTrace), RouteError> {
+        let (b, t, d) = x_btd.size3().expect("[b, t, d]");
+        let [g, t_of_group] = match self.group {
+            RoutingGroup::Batch => [1, b * t],
+            RoutingGroup::Sequence => [b, t],
+        };
+        let token_gt = cx.token_gt.map(|ids| ids.reshape([g, t_of_group]));
+        let cx = RouteCx { token_gt: token_gt.as_ref(), ..*cx };
+        let (y_gtd, trace) = layer.forward(&x_btd.reshape([g, t_of_group, d]), &cx)?;
+        Ok((y_gtd.view([b, t, d]), trace))
+    }
+
+    pub(crate) fn sparse(&self) -> Option<&MoeLayer> {
+        match &self.feed_forward {
+            FeedForward::Sparse(layer) => Some(layer),
+            FeedForward::Dense(_) => None,
+        }
+    }
+
+    pub(crate) fn sparse_mut(&mut self) -> Option<&mut MoeLayer> {
+        match &mut self.feed_forward {
+            FeedForward::Sparse(layer) => Some(layer),
+            FeedForward::Dense(_) => None,
+        }
+    }
+}
+
+impl FeedForward {
+    fn new(params: &Params<'_>, config: &LmConfig, rules: &Rules<'_>, layer: i64) -> Self {
+        let shape = |experts: i64, hidden: i64| ExpertShape {
+            experts,
+            width: config.width,
+            hidden,
+            activation: config.activation,
+            bias: config.bias,
+            output_scale: (1.0 / (2.0 * config.layers as f64)).sqrt(),
+        };
+        if !config.is_sparse(layer) {
+            let shape = shape(1, config.active_hidden);
+            return Self::Dense(Experts::new(&params.child("dense"), shape, ExpertExec::Loop));
+        }
+        let experts = rules.router.bank(config.experts as usize) as i64;
+        let shape = shape(experts, config.expert_hidden(rules.router));
+        Self::Sparse(MoeLayer {
+            index: ((layer + 1) / config.moe_every - 1) as usize,
+            router: rules
+                .router
+                .build(&params.child("router"), Dims { width: config.width, experts }),
+            experts: Experts::new(&params.child("experts"), shape, ExpertExec::Loop),
+            capacity: rules.capacity,
+        })
+    }
+}

@@ -1,0 +1,219 @@
+//! How a layer's output enters the stream: a seam of its own, so that methods that change the stream
+//! between layers (momentum and its kin) compose with every router.
+//!
+//! A residual wraps its layer whole: it says what the layer reads, adds what the layer computed, and
+//! places the norms. Whatever goes from sparse layer to sparse layer of one forward pass is handed on
+//! as [`Carried`] and starts empty.
+
+use crate::config::{ConfigError, Settings};
+use crate::norm::TorchNorm;
+use crate::router::Method;
+use moe_core::RouteError;
+use serde::{Deserialize, Serialize};
+use std::fmt::Debug;
+use tch::Tensor;
+
+/// Where layer normalisation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Norm {
+    /// `x + f(norm(x))`.
+    Pre,
+    /// `norm(x + f(x))`.
+    Post,
+}
+
+/// What goes from sparse layer to sparse layer, each like the stream; which tensors these are is the
+/// rule's business.
+pub type Carried = Vec<Tensor>;
+
+/// A layer as its residual sees it; a rule may call it more than once.
+pub type Sublayer<'a> = dyn FnMut(&Tensor) -> Result<Tensor, RouteError> + 'a;
+
+/// The norms around a layer, those that [`ResidualConfig::norms`] asks for.
+#[derive(Debug, Default)]
+pub struct Norms {
+    /// Before the layer, or of the step.
+    pub inner: TorchNorm,
+    /// Of an outer residual.
+    pub outer: TorchNorm,
+}
+
+/// Which norms a layer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NormsNeeded {
+    /// [`Norms::inner`].
+    pub inner: bool,
+    /// [`Norms::outer`].
+    pub outer: bool,
+}
+
+/// One rule for the stream. All its parameters are in the [`Norms`].
+pub trait Residual: Debug + Send {
+    /// Sparse layer number `layer` inside its residual: the stream behind it, and what it carries on.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    fn sparse(
+        &self,
+        layer: usize,
+        norms: &Norms,
+        x: &Tensor,
+        carried: Carried,
+        f: &mut Sublayer<'_>,
+    ) -> Result<(Tensor, Carried), RouteError>;
+
+    /// A dense layer inside its residual; what sparse layers carry passes by.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    fn dense(
+        &self,
+        norms: &Norms,
+        x: &Tensor,
+        carried: &Carried,
+        f: &mut Sublayer<'_>,
+    ) -> Result<Tensor, RouteError>;
+}
+
+/// A residual's settings, resolved and ready to build from.
+pub trait ResidualConfig: Debug + Send + Sync {
+    /// Every setting with its value, for the record of a run.
+    fn settings(&self) -> Settings;
+
+    /// Refuses values outside their range, and rules that do nothing in a model with this many sparse
+    /// layers.
+    ///
+    /// # Errors
+    /// Names the key, the value and the range.
+    fn check(&self, sparse_layers: usize) -> Result<(), ConfigError>;
+
+    /// Norms around a sparse layer (`true`) or a dense one, in a model whose norms stand at `norm`.
+    fn norms(&self, norm: Norm, sparse: bool) -> NormsNeeded;
+
+    /// The rule in a model whose norms stand at `norm`.
+    fn build(&self, norm: Norm) -> Box<dyn Residual>;
+}
+
+/// Epsilon of the norms of [`Plain`], and of models.
+pub const LN_EPS: f64 = 1e-5;
+
+/// `x + f(x)` with the model's norm, nothing carried.
+#[derive(Debug, Clone, Copy)]
+pub struct Plain {
+    norm: Norm,
+}
+
+impl Plain {
+    /// The plain residual of a model whose norms stand at `norm`.
+    pub fn new(norm: Norm) -> Self {
+        Self { norm }
+    }
+
+    /// `f` inside the residual.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn step(
+        self,
+        norm: &TorchNorm,
+        x: &Tensor,
+        f: &mut Sublayer<'_>,
+    ) -> Result<Tensor, RouteError> {
+        Ok(match self.norm {
+            Norm::Pre => x + f(&norm.apply(x, LN_EPS))?,
+            Norm::Post => norm.apply(&(x + f(x)?), LN_EPS),
+        })
+    }
+}
+
+impl Residual for Plain {
+    fn sparse(
+        &self,
+        _layer: usize,
+        norms: &Norms,
+        x: &Tensor,
+        carried: Carried,
+        f: &mut Sublayer<'_>,
+    ) -> Result<(Tensor, Carried), RouteError> {
+        Ok((self.step(&norms.inner, x, f)?, carried))
+    }
+
+    fn dense(
+        &self,
+        norms: &Norms,
+        x: &Tensor,
+        _carried: &Carried,
+        f: &mut Sublayer<'_>,
+    ) -> Result<Tensor, RouteError> {
+        self.step(&norms.inner, x, f)
+    }
+}
+
+/// [`Plain`] has nothing to set.
+#[derive(Debug)]
+pub struct PlainConfig;
+
+impl ResidualConfig for PlainConfig {
+    fn settings(&self) -> Settings {
+        Settings::new()
+    }
+
+    fn check(&self, _sparse_layers: usize) -> Result<(), ConfigError> {
+        Ok(())
+    }
+
+    fn norms(&self, _norm: Norm, _sparse: bool) -> NormsNeeded {
+        NormsNeeded { inner: true, outer: false }
+    }
+
+    fn build(&self, norm: Norm) -> Box<dyn Residual> {
+        Box::new(Plain::new(norm))
+    }
+}
+
+/// Other names of a paper's presets.
+const NAMES: &[(&str, &str, &str)] = &[];
+
+/// Reads the settings of residual `name`: `plain`, a paper's id, or one of the short names of its
+/// presets.
+///
+/// # Errors
+/// An unknown name, preset or key, or a value of the wrong type, each naming the key.
+pub fn residual_config(
+    name: &str,
+    settings: &Settings,
+) -> Result<Box<dyn ResidualConfig>, ConfigError> {
+    if name == "plain" {
+        return match settings.keys().next() {
+            Some(key) => Err(ConfigError::setting(key, "the plain residual has no settings")),
+            None => Ok(Box::new(PlainConfig)),
+        };
+    }
+    let (id, settings) = match NAMES.iter().find(|(short, ..)| *short == name) {
+        Some((_, id, preset)) => {
+            let mut settings = settings.clone();
+            settings.entry("preset").or_insert((*preset).into());
+            (*id, settings)
+        }
+        None => (name, settings.clone()),
+    };
+    let residual = crate::PAPERS.iter().find_map(|paper| match paper.method {
+        Method::Residual(read) if paper.id == id => Some(read),
+        _ => None,
+    });
+    match residual {
+        Some(read) => read(&settings),
+        None => {
+            let choices = names().join(", ");
+            Err(ConfigError::Unknown { what: "residual", name: name.into(), choices })
+        }
+    }
+}
+
+/// Every name that [`residual_config`] knows.
+pub fn names() -> Vec<&'static str> {
+    let papers = crate::PAPERS.iter().filter(|p| matches!(p.method, Method::Residual(_)));
+    let short = NAMES.iter().map(|(short, ..)| *short);
+    std::iter::once("plain").chain(papers.map(|paper| paper.id)).chain(short).collect()
+}
