@@ -170,6 +170,7 @@ impl FeedForward {
                 .build(&params.child("router"), Dims { width: config.width, experts }),
             experts: Experts::new(&params.child("experts"), shape, ExpertExec::Loop),
             capacity: rules.capacity,
+            losses: rules.losses,
         })
     }
 }

@@ -16,7 +16,7 @@
 //! `r` rounds half to even; k is clipped to `[k_min, k_max]`. Numbers in brackets count the steps
 //! of the method.
 
-use crate::config::{ConfigError, Preset, RouterConfig, Settings, resolve, to_settings};
+use crate::config::{ConfigError, Part, Preset, RouterConfig, Settings, resolve, to_settings};
 use crate::convert::to_host;
 use crate::params::{Init, Params, Role};
 use crate::plan::ChoicesGtk;
@@ -183,6 +183,13 @@ impl RouterConfig for Config {
 
     fn causal(&self) -> bool {
         true
+    }
+
+    fn refuses(&self, part: Part) -> Option<&'static str> {
+        match part {
+            Part::Capacity => None,
+            Part::Balance | Part::ZLoss => Some("its router is frozen; no gradient reaches it"),
+        }
     }
 
     fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {

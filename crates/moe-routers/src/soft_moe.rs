@@ -12,7 +12,8 @@
 //! ```
 
 use crate::config::{
-    ConfigError, Preset, RouterConfig, Settings, check_positive, check_weight, resolve, to_settings,
+    ConfigError, Part, Preset, RouterConfig, Settings, check_positive, check_weight, resolve,
+    to_settings,
 };
 use crate::convert::to_host;
 use crate::params::Params;
@@ -87,6 +88,14 @@ impl RouterConfig for Config {
 
     fn causal(&self) -> bool {
         false
+    }
+
+    fn refuses(&self, part: Part) -> Option<&'static str> {
+        match part {
+            Part::Capacity => Some("its slots are its capacity (`slots_per_expert`)"),
+            Part::Balance => Some("every slot of every expert is filled"),
+            Part::ZLoss => Some("its logits are of slots, for which no z-loss is defined"),
+        }
     }
 
     fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {
