@@ -1,5 +1,6 @@
 //! What libtorch offers and `tch` does not expose: steps of the autograd graph written in Rust
-//! ([`graph`]), the fused optimiser and the deterministic mode ([`optimizer`]), and CUDA at run time.
+//! ([`graph`]), the fused optimiser and the deterministic mode ([`optimizer`]), the allocator's
+//! settings ([`memory`]), and CUDA at run time.
 //!
 //! Binaries of this workspace link the CPU part of libtorch only; if the
 //! libtorch they find has a CUDA part, [`load_cuda`] loads it into the process, and libtorch's own
@@ -7,6 +8,7 @@
 
 mod ffi;
 pub mod graph;
+pub mod memory;
 pub mod optimizer;
 
 pub use ffi::ShimError;
