@@ -162,13 +162,14 @@ impl FeedForward {
             return Self::Dense(Experts::new(&params.child("dense"), shape, ExpertExec::Loop));
         }
         let experts = rules.router.bank(config.experts as usize) as i64;
+        let exec = ExpertExec::best(params.device(), params.kind());
         let shape = shape(experts, config.expert_hidden(rules.router));
         Self::Sparse(MoeLayer {
             index: ((layer + 1) / config.moe_every - 1) as usize,
             router: rules
                 .router
                 .build(&params.child("router"), Dims { width: config.width, experts }),
-            experts: Experts::new(&params.child("experts"), shape, ExpertExec::Loop),
+            experts: Experts::new(&params.child("experts"), shape, exec),
             capacity: rules.capacity,
             losses: rules.losses,
         })

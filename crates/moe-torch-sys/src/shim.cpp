@@ -132,6 +132,9 @@ char *moe_fused_adamw(Tensor *const *params, Tensor *const *grads, Tensor *const
     if (grad_scale != nullptr) scale = *grad_scale;
     at::_fused_adamw_(p, g, a, b, {}, s, lr, beta1, beta2, weight_decay, eps, false, false, scale,
                       std::nullopt);
+    // The kernel writes behind the back of version counters; whoever keeps a copy reads them.
+    for (auto *written : {&p, &a, &b})
+      for (auto &tensor : *written) tensor.unsafeGetTensorImpl()->bump_version();
   });
 }
 
