@@ -6,15 +6,14 @@ use crate::evaluate::{EvalPlan, EvalReport, evaluate, to_device};
 use crate::schedule::{Decay, Schedule};
 use moe_core::RouteError;
 use moe_data::{DataError, Split, TokenStream};
-use moe_models::lm::cross_entropy;
-use moe_models::{DecoderLm, Output};
+use moe_models::{DecoderLm, LayerTrace};
 use moe_routers::{ParamStore, Phase, RouteCx, SeededNoise};
 use moe_torch_sys::ShimError;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// How to train.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -215,19 +214,20 @@ impl Trainer {
         let batch = self.data.train_batch(self.seed, step, batch, sequence)?;
         let (x_bt, y_bt) = to_device(&batch, self.device);
         let noise = SeededNoise::train(self.seed, step);
-        let output = self.model.forward(&x_bt, &RouteCx::new(Phase::Train { step }, &noise))?;
-        let task = cross_entropy(&output.logits_btv, &y_bt);
+        let cx = RouteCx::new(Phase::Train { step }, &noise);
+        let (task, traces) = self.model.loss(&x_bt, &y_bt, &cx)?;
         let loss = finite(step, "the loss", task.double_value(&[]))?;
 
         self.store.zero_grad();
-        (task + weighted_aux(&output)).backward();
+        let objective = weighted_aux(&traces).map_or(task.shallow_clone(), |aux| task + aux);
+        objective.backward();
         let limit = if clip > 0.0 { clip } else { f64::INFINITY };
         let grad_norm = finite(step, "the norm of the gradient", grad_norm(&self.store))?;
         let lr = self.config.schedule().at(step);
         self.optimizer.step(lr, clip_factor(grad_norm, limit))?;
-        self.model.after_step(&output.traces);
+        self.model.after_step(&traces);
         self.step += 1;
-        let aux = aux_values(&output);
+        let aux = aux_values(&traces);
         Ok(StepReport {
             step: self.step,
             loss,
@@ -284,14 +284,14 @@ fn finite(step: u64, what: &'static str, value: f64) -> Result<f64, TrainError> 
 }
 
 /// What routers add to the objective.
-fn weighted_aux(output: &Output) -> Tensor {
-    let zero = Tensor::zeros([], (Kind::Float, output.logits_btv.device()));
-    let all = output.traces.iter().flat_map(|trace| &trace.routing.aux);
-    all.fold(zero, |sum, aux| sum + &aux.value * aux.weight)
+fn weighted_aux(traces: &[LayerTrace]) -> Option<Tensor> {
+    let all = traces.iter().flat_map(|trace| &trace.routing.aux);
+    let all = all.filter(|aux| aux.weight != 0.0); // the others are only reported
+    all.map(|aux| &aux.value * aux.weight).reduce(|sum, aux| sum + aux)
 }
 
-fn aux_values(output: &Output) -> Vec<(String, f64)> {
-    let layers = output.traces.iter();
+fn aux_values(traces: &[LayerTrace]) -> Vec<(String, f64)> {
+    let layers = traces.iter();
     let named =
         layers.flat_map(|trace| {
             trace.routing.aux.iter().map(|aux| {
