@@ -25,6 +25,7 @@ pub use reference::{
 
 use crate::config::{Preset, resolve};
 use crate::convert::{to_host, to_host1};
+use crate::losses;
 use crate::plan::ChoicesGtk;
 use crate::router::{Aux, Chosen, Method, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{Reference, RouteError};
@@ -147,12 +148,11 @@ pub fn sequence_balance(
         FSource::Unbiased => ChoicesGtk::top_k(&selection.score_gte, k).expert_gtk,
         FSource::Selected => selection.choices.expert_gtk.shallow_clone(),
     };
-    let of_sequence = expert_gtk.reshape([-1, length * k]).one_hot(e);
-    let count = of_sequence.sum_dim_intlist(1, false, Kind::Int64);
     let score_gte = &selection.score_gte;
+    let count = losses::counts(&expert_gtk.reshape([-1, length, k]), (e, score_gte.kind()), None);
     let sum_gt1 = score_gte.sum_dim_intlist(-1, true, None::<Kind>).clamp_min(FLOOR);
     let share = (score_gte / sum_gt1).reshape([-1, length, e]);
-    let fraction = count.to_kind(score_gte.kind()) * (e as f64 / (k * length) as f64);
+    let fraction = count * (e as f64 / (k * length) as f64);
     let mean_prob = share.mean_dim(1, false, None::<Kind>);
     let value = (&fraction * &mean_prob).sum_dim_intlist(-1, false, None::<Kind>);
     Ok(SequenceBalance { fraction, mean_prob, value: value.mean(None::<Kind>) })

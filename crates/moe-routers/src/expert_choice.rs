@@ -13,6 +13,7 @@ use crate::config::{
     ConfigError, Part, Preset, RouterConfig, Settings, check_positive, resolve, to_settings,
 };
 use crate::convert::to_host;
+use crate::order::largest;
 use crate::params::Params;
 use crate::plan::{SparseRows, TensorPlan};
 use crate::router::{Dims, Method, Paper, RouteCx, Router, Routing, axes3};
@@ -183,8 +184,7 @@ pub fn pick(config: &Config, score_gte: &Tensor) -> Result<Picked, RouteError> {
     let (g, t, e) = axes3(score_gte);
     let room = config.room(t as usize, e as usize)? as i64;
     let score_egt = score_gte.permute([2, 0, 1]);
-    let best_egt = score_egt.detach().argsort_stable(true, -1, true);
-    let token_egc = best_egt.narrow(-1, 0, room);
+    let token_egc = largest(&score_egt, room);
     let score_egc = score_egt.gather(-1, &token_egc, false);
     let options = (Kind::Int64, score_gte.device());
     let first_g1 = (Tensor::arange(g, options) * t).view([g, 1]);
