@@ -19,7 +19,7 @@ mod losses;
 mod placement;
 
 pub use config::{Config, PriorityScore, Rounding};
-pub use losses::{HostLosses, Losses};
+pub use losses::{HostLosses, Losses, gshard};
 pub use placement::Placement;
 
 use crate::config::{Preset, resolve};
@@ -76,15 +76,17 @@ impl VMoe {
         (cx.training() && std > 0.0).then(|| clean_gte + cx.normal(NOISE, clean_gte) * std)
     }
 
-    fn aux(&self, clean_gte: &Tensor, noisy_gte: Option<&Tensor>) -> Vec<Aux> {
-        let Losses { importance, load, gshard, .. } =
-            Losses::of(&self.config, clean_gte, noisy_gte);
+    /// The losses that count; `prob_gte` is of the noisy logits.
+    fn aux(&self, clean_gte: &Tensor, noisy_gte: Option<&Tensor>, prob_gte: &Tensor) -> Vec<Aux> {
+        let Losses { importance, load, .. } = Losses::of(&self.config, clean_gte, noisy_gte);
         let weight = self.config.importance_weight;
         let mut aux = vec![Aux { name: "importance", weight, value: importance }];
         let weight = self.config.load_weight;
         aux.extend(load.map(|value| Aux { name: "load", weight, value }));
         let weight = self.config.gshard_weight;
-        aux.extend((weight > 0.0).then_some(Aux { name: "gshard", weight, value: gshard }));
+        if weight > 0.0 {
+            aux.push(Aux { name: "gshard", weight, value: losses::gshard(prob_gte) });
+        }
         aux
     }
 }
@@ -140,7 +142,7 @@ impl Router for VMoe {
         let noisy = self.noisy(&clean_gte, cx);
         let used_gte = noisy.as_ref().unwrap_or(&clean_gte);
         let prob_gte = used_gte.softmax(-1, used_gte.kind()); // (2)
-        let aux = self.aux(&clean_gte, noisy.as_ref());
+        let aux = self.aux(&clean_gte, noisy.as_ref(), &prob_gte);
         let (chosen, plan) = assign(&self.config, &prob_gte, cx.capacity)?;
         Ok(Routing {
             plan,

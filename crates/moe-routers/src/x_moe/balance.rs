@@ -2,8 +2,8 @@
 //!
 //! Axis letters: `g` groups, `t` tokens, `e` experts.
 
-use crate::losses;
 use super::{BalanceForm, Config, PaddingMode};
+use crate::losses;
 use moe_core::score;
 use ndarray::{Array1, ArrayView2};
 use tch::Tensor;
