@@ -4,7 +4,7 @@
 //! Lewis et al. 2021 (BASE layers, arXiv 2103.16716), equation (3). The authors approximate with an
 //! auction; this solver is exact. Tokens come one after the other; each enters by the best chain of
 //! moves that ends at an expert with room (successive shortest paths over the experts alone, so that
-//! a token costs `E^3 + T` operations, not `T^2`).
+//! a token costs at worst `E^3 + E T` operations, not `T^2`).
 //!
 //! Axis letters: `t` tokens, `e` experts.
 

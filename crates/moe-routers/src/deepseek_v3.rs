@@ -37,7 +37,12 @@ pub const PAPER: Paper = Paper {
     title: "DeepSeek-V3 Technical Report",
     authors: "DeepSeek-AI 2024",
     arxiv: "2412.19437",
-    idea: "Each expert has a bias that only the choice sees; after every step it moves a little up where the expert had too few tokens and down where it had too many, so that no loss has to balance.",
+    idea: "Each expert has a bias that only the choice sees, moved after every step towards equal loads.\n\
+        A balance loss strong enough to balance disturbs the task.\n\
+        The bias goes a little up where the expert had too few tokens and down where it had too many.\n\
+        Loads even out without a gradient; a very small loss per sequence guards against extremes.",
+    state: "parameters: router W [e, d]; buffer: bias [e], moved after every step",
+    cost: "k expert calls; e sigmoids and a selection of k, with groups of experts one more selection among the groups",
     equations: &[("(1)-(3)", "select"), ("(4)", "updated_bias"), ("(5)", "sequence_balance")],
     deviations: &[
         "preset `paper` is the full size (256 experts in 8 groups, k = 8, scale 2.5); `plain` has one group and scale 1; `small` is `plain` with k = 2, for models of few experts",

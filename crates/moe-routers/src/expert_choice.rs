@@ -31,7 +31,12 @@ pub const PAPER: Paper = Paper {
     title: "Mixture-of-Experts with Expert Choice Routing",
     authors: "Zhou et al. 2022",
     arxiv: "2202.09368",
-    idea: "Every expert takes the tokens that score it highest, always the same number: perfect balance, a token gets any number of experts.",
+    idea: "Every expert takes the tokens that score it highest, always the same number.\n\
+        When tokens choose, popular experts overflow and others starve.\n\
+        Here loads are equal without a loss, and a token gets as many experts as want it, even none.\n\
+        The choice looks at the whole group, later tokens too.",
+    state: "parameters: router W [e, d]",
+    cost: "`capacity_factor` expert calls on average (2 in both presets); a softmax over e, and a selection among the t tokens of a group for every expert",
     equations: &[
         ("(1)", "Config::room"),
         ("(2)", "scores"),

@@ -43,7 +43,13 @@ pub const PAPER: Paper = Paper {
     title: "Sparse Mixture of Experts as Unified Competitive Learning",
     authors: "Do et al. 2025",
     arxiv: "2503.22996",
-    idea: "All pairs of token and expert of a group compete by a blend of a token-side and an expert-side score; the best k per token on average win, so that some tokens get many experts and some none.",
+    idea: "All pairs of token and expert of a group compete by one score; the best k per token on average win.\n\
+        Token choice spends k experts even on an irrelevant token; expert choice drops tokens that matter.\n\
+        The score blends a token-side softmax and an expert-side sigmoid.\n\
+        Some tokens get many experts, some none: computation goes where scores are highest, within a fixed budget.\n\
+        There is no balance loss.",
+    state: "parameters: router W [e, d]",
+    cost: "k expert calls on average, k may be a fraction; e sigmoids, a softmax over e and one selection among the t e pairs of a group",
     equations: &[
         ("(2)-(3)", "scores"),
         ("(4)", "contest::select_in_groups"),

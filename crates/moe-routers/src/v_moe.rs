@@ -38,7 +38,13 @@ pub const PAPER: Paper = Paper {
     title: "Scaling Vision with Sparse Mixture of Experts",
     authors: "Riquelme et al. 2021",
     arxiv: "2106.05974",
-    idea: "Softmax over noisy logits, then top-k without renormalising; two losses even out gates and loads; batch priority gives scarce room to the tokens the router is surest of.",
+    idea: "Softmax over noisy logits, then top-k; scarce room goes to the tokens that the router is surest of.\n\
+        Images have many tokens that matter little, and each takes an expert's time.\n\
+        Gates are not renormalised, so that they have a gradient even with k = 1.\n\
+        Two losses even out gates (importance) and expected loads.\n\
+        Room by certainty is batch priority, the presets `*_bpr`; the others go by token order.",
+    state: "parameters: router W [e, d]",
+    cost: "at most k expert calls; two softmaxes over e, in training e normal draws and e values of the normal distribution function; with batch priority a sort of the group's tokens",
     equations: &[
         ("(1)-(2)", "Host::route"),
         ("(3)", "Config::slots"),
