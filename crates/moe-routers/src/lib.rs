@@ -32,6 +32,7 @@ pub mod convert;
 pub mod losses;
 pub mod noise;
 pub mod norm;
+pub mod order;
 pub mod params;
 pub mod plan;
 pub mod residual;

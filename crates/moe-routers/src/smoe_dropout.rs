@@ -33,7 +33,12 @@ pub const PAPER: Paper = Paper {
     title: "Sparse MoE as the New Dropout: Scaling Dense and Self-Slimmable Transformers",
     authors: "Chen et al. 2023",
     arxiv: "2303.01610",
-    idea: "The router is random and frozen from the start; the number of experts per token grows during training, and any number may be used afterwards.",
+    idea: "The router is random and frozen; the number of experts per token grows during training.\n\
+        Trained routers can collapse, and a model trained with few experts gains little from more of them later.\n\
+        No expert can rely on the company of certain others, which is meant to regularise as dropout does.\n\
+        Afterwards the model may run with any number of experts.",
+    state: "no parameters; buffer: frozen router W [e, d]",
+    cost: "k expert calls, k from `k_min` to `k_max` over the training (preset `paper`: half of the experts to all); a selection of k and a softmax over e",
     equations: &[("(1)-(2)", "SmoeDropout::route"), ("(3)", "Schedule::top_k")],
     deviations: &[
         "preset `paper` grows from half of the experts to all, as on enwik8 (8 to 16 of 16)",

@@ -34,7 +34,13 @@ pub const PAPER: Paper = Paper {
     title: "StableMoE: Stable Routing Strategy for Mixture of Experts",
     authors: "Dai et al. 2022",
     arxiv: "2204.08396",
-    idea: "A greedy balanced router is learned in a first stage and distilled into a small one that reads only the token's word; from then on, and in all evaluation, the small one routes and routes do not fluctuate.",
+    idea: "A router is learned first, then distilled into one that reads only the word and changes no more.\n\
+        While a router learns, a token's expert changes, and what the old one learned of it is lost.\n\
+        In stage 1 a greedy balanced router routes and teaches the small one.\n\
+        In stage 2, and in all evaluation, the small one decides.\n\
+        Routes are then stable, so that each expert keeps the tokens it learns from.",
+    state: "parameters: centroids [e, d], and in every layer word embeddings [vocab, w] and distilled centroids [e, w], w = `word_width`",
+    cost: "at most one expert call; a product of width w with the distilled centroids, in stage 1 a softmax over e for its loss",
     equations: &[
         ("(1)-(3)", "StableMoe::route"),
         ("(4)", "balance"),

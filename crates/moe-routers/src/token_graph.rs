@@ -33,7 +33,12 @@ pub const PAPER: Paper = Paper {
     title: "Improving Routing in Sparse Mixture of Experts with Graph of Tokens",
     authors: "2025",
     arxiv: "2505.00792",
-    idea: "A token's choice of experts is averaged with the choices of tokens that resemble it or that it attends to, which is meant to steady routing.",
+    idea: "A token's choice of experts is averaged with those of tokens it resembles or attends to.\n\
+        Tokens choose independently of each other, and their choices keep changing late in training.\n\
+        The expert still reads the token alone; only the choice and its weights are averaged.\n\
+        Averaging is meant to steady the routes, and with them accuracy and robustness.",
+    state: "parameters: router W [e, d], and a bias [e] if set; with `learn_similarity` also W_s [d, d]; the attention form adds none",
+    cost: "k expert calls; a softmax over e and t e multiply-adds to average over a group of t tokens; the similarity form t d more, and d^2 with W_s",
     equations: &[
         ("(1), (3), (4)", "TokenGraph::decide"),
         ("(2)", "token_graph::graph"),
