@@ -162,10 +162,18 @@ fn from_serde(error: &serde_path_to_error::Error<serde_json::Error>) -> ConfigEr
 /// # Errors
 /// Names `top_k`.
 pub fn check_top_k(top_k: usize, experts: usize) -> Result<(), ConfigError> {
-    if (1..=experts).contains(&top_k) {
+    check_choices("top_k", top_k, experts)
+}
+
+/// A number of experts that a token chooses must lie in `1..=experts`.
+///
+/// # Errors
+/// Names `key`.
+pub fn check_choices(key: &str, k: usize, experts: usize) -> Result<(), ConfigError> {
+    if (1..=experts).contains(&k) {
         return Ok(());
     }
-    Err(ConfigError::setting("top_k", format!("{top_k} is outside 1..={experts} (experts)")))
+    Err(ConfigError::setting(key, format!("{k} is outside 1..={experts} (experts)")))
 }
 
 /// A weight, coefficient or standard deviation must be finite and not negative.

@@ -95,6 +95,7 @@ pub const PAPERS: &[&Paper] = &[
     &ac_moe::PAPER,
     &token_graph::PAPER,
     &deepseek_v3::PAPER,
+    &s2_moe::PAPER,
 ];
 
 /// The papers that are routers.
