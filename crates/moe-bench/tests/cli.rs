@@ -208,6 +208,30 @@ fn bad_data_names_the_file() {
     assert_eq!(said.code, 0, "byte mode takes any bytes: {}", said.err);
 }
 
+/// VQMoE is pre-trained with two experts a token, of width 16 / 2 = 8, and serves with one of them.
+#[test]
+fn a_pretrained_codebook_serves_alone() {
+    let place = Place::new();
+    let out = show(&place.path("run"));
+    assert_eq!(place.train(&["--out", &out, "--set", "router=vq-moe:paper"]).code, 0);
+    let loss = |sets: &[&str]| {
+        let said = moe(&[&["eval", &out, "--json"], sets].concat());
+        assert_eq!(said.code, 0, "{}", said.err);
+        let line: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+        line["loss"].as_f64().unwrap()
+    };
+    let narrow = ["--set", "model.active_hidden=8"];
+    let alone = loss(&[&["--set", "router.mode=discrete"], &narrow[..]].concat());
+    let preset = loss(&[&["--set", "router=vq-moe:paper_finetune"], &narrow[..]].concat());
+    assert_eq!(alone, preset);
+    assert_ne!(alone, loss(&[]));
+    // Nothing is left out in silence: experts of another width do not fit, nor other codes.
+    let wide = moe(&["eval", &out, "--set", "router.mode=discrete"]);
+    refused(&wide, 2, &["does not fit", "layers.1.experts.w1"]);
+    let codes = moe(&["eval", &out, "--set", "router.codes=8"]);
+    refused(&codes, 2, &["does not fit", "layers.1.router.codebook is F32 [16, 8]"]);
+}
+
 #[test]
 fn a_damaged_checkpoint_is_a_failure_that_names_the_file() {
     let place = Place::new();

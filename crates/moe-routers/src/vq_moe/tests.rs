@@ -1,5 +1,7 @@
 //! Worked examples, the stop-gradients, and the tensor form against the plain one.
 
+mod router;
+
 use super::host::HostVqMoe;
 use super::torch::VqMoe;
 use super::*;
