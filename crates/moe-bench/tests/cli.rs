@@ -208,28 +208,27 @@ fn bad_data_names_the_file() {
     assert_eq!(said.code, 0, "byte mode takes any bytes: {}", said.err);
 }
 
-/// VQMoE is pre-trained with two experts a token, of width 16 / 2 = 8, and serves with one of them.
+/// VQMoE is pre-trained with two experts a token and serves with one of them.
 #[test]
 fn a_pretrained_codebook_serves_alone() {
     let place = Place::new();
     let out = show(&place.path("run"));
     assert_eq!(place.train(&["--out", &out, "--set", "router=vq-moe:paper"]).code, 0);
-    let loss = |sets: &[&str]| {
-        let said = moe(&[&["eval", &out, "--json"], sets].concat());
+    let eval = |set: &str| moe(&["eval", &out, "--json", "--set", set]);
+    let loss = |set: &str| {
+        let said = eval(set);
         assert_eq!(said.code, 0, "{}", said.err);
         let line: serde_json::Value = serde_json::from_str(&said.out).unwrap();
         line["loss"].as_f64().unwrap()
     };
-    let narrow = ["--set", "model.active_hidden=8"];
-    let alone = loss(&[&["--set", "router.mode=discrete"], &narrow[..]].concat());
-    let preset = loss(&[&["--set", "router=vq-moe:paper_finetune"], &narrow[..]].concat());
-    assert_eq!(alone, preset);
-    assert_ne!(alone, loss(&[]));
-    // Nothing is left out in silence: experts of another width do not fit, nor other codes.
-    let wide = moe(&["eval", &out, "--set", "router.mode=discrete"]);
-    refused(&wide, 2, &["does not fit", "layers.1.experts.w1"]);
-    let codes = moe(&["eval", &out, "--set", "router.codes=8"]);
-    refused(&codes, 2, &["does not fit", "layers.1.router.codebook is F32 [16, 8]"]);
+    let alone = loss("router.mode=discrete");
+    assert_eq!(alone, loss("router=vq-moe:paper_finetune"));
+    assert_ne!(alone, loss("router.mode=pretrain"));
+    // Nothing is left out in silence: neither codes of another number nor a norm.
+    let misfit = "layers.1.router.codebook is F32 [16, 8], expected F32 [8, 8]";
+    refused(&eval("router.codes=8"), 2, &["does not fit", misfit]);
+    let missing = "missing tensor layers.1.router.ln_weight";
+    refused(&eval("router.ln_out=true"), 2, &["does not fit", missing]);
 }
 
 #[test]

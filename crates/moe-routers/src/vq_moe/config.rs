@@ -2,7 +2,7 @@
 
 use super::torch::VqMoe;
 use crate::config::{
-    ConfigError, Preset, RouterConfig, Settings, check_positive, check_top_k, check_weight,
+    ConfigError, Part, Preset, RouterConfig, Settings, check_positive, check_top_k, check_weight,
     to_settings,
 };
 use crate::convert::to_indices;
@@ -262,8 +262,22 @@ impl RouterConfig for Config {
         }
     }
 
+    fn trained_experts(&self, _: usize) -> f64 {
+        self.top_k as f64 + 1.0
+    }
+
     fn causal(&self) -> bool {
         true
+    }
+
+    fn refuses(&self, part: Part) -> Option<&'static str> {
+        match (self.mode, part) {
+            (Mode::Pretrain, _) => None,
+            (Mode::Discrete, Part::Capacity) => Some("its codes alone decide, and none is dropped"),
+            (Mode::Discrete, Part::Balance | Part::ZLoss) => {
+                Some("its codes are frozen; no gradient reaches them")
+            }
+        }
     }
 
     /// In discrete mode the router and the gate are registered too, frozen and unread, and the

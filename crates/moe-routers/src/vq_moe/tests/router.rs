@@ -1,7 +1,7 @@
 //! The router in a model: its losses, its parameters, what it refuses, padding and capacity.
 
 use super::assert_near;
-use crate::config::{Preset, RouterConfig, Settings};
+use crate::config::{Part, Preset, RouterConfig, Settings};
 use crate::convert::to_host;
 use crate::noise::SeededNoise;
 use crate::norm::HostNorm;
@@ -93,11 +93,24 @@ fn discrete_mode_has_the_parameters_of_pretraining_and_learns_the_norm_alone() {
 }
 
 #[test]
-fn pretraining_costs_one_expert_more_than_its_choices() {
-    let active =
-        |mode, top_k| Config { mode, top_k, ..Config::preset("reference") }.active_experts(8);
-    assert_eq!([active(Mode::Pretrain, 1), active(Mode::Pretrain, 2)], [2.0, 3.0]);
-    assert_eq!(active(Mode::Discrete, 2), 1.0);
+fn pretraining_costs_one_expert_more_than_its_choices_and_serving_one_in_all() {
+    let experts = |mode, top_k| {
+        let config = Config { mode, top_k, ..Config::preset("reference") };
+        (config.active_experts(8), config.trained_experts(8))
+    };
+    assert_eq!(experts(Mode::Pretrain, 1), (2.0, 2.0));
+    assert_eq!(experts(Mode::Pretrain, 2), (3.0, 3.0));
+    assert_eq!(experts(Mode::Discrete, 2), (1.0, 3.0));
+}
+
+#[test]
+fn frozen_codes_refuse_what_would_do_nothing() {
+    let refused = |preset: &str| {
+        let config = Config::preset(preset);
+        [Part::Capacity, Part::Balance, Part::ZLoss].map(|part| config.refuses(part).is_some())
+    };
+    assert_eq!(refused("paper"), [false; 3]);
+    assert_eq!(refused("paper_finetune"), [true; 3]);
 }
 
 type Change = fn(&mut Config);
