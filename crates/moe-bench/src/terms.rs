@@ -45,7 +45,7 @@ fn unequal(cell: &Cell) -> Vec<String> {
     let Ok(router) = cell.recipe.router.router() else { return Vec::new() };
     let (name, model) = (&cell.router, &cell.recipe.model);
     let asked = model.experts as usize;
-    let (bank, active) = (router.bank(asked), router.active_experts(asked));
+    let (bank, active) = (router.bank(asked), router.trained_experts(asked));
     let mut facts = Vec::new();
     if bank != asked {
         facts.push(format!("{name}: {bank} expert of width {}, no choice", model.active_hidden));
@@ -55,10 +55,30 @@ fn unequal(cell: &Cell) -> Vec<String> {
             "{name}: {active} of {asked} experts of width {hidden} per token, so that more parameters exist than with two narrower ones"
         ));
     }
+    let used = router.active_experts(asked);
+    if used < active {
+        let hidden = used * model.expert_hidden(router.as_ref()) as f64;
+        facts.push(format!("{name}: a token uses a hidden width of {hidden} only"));
+    }
     if !router.causal() {
         facts.push(format!(
             "{name}: not causal; a token's route depends on later tokens of its group, so its loss is not comparable with the others'"
         ));
     }
     facts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// Trained with two experts of width 512 / 2 a token, serving with one.
+    #[test]
+    fn a_rule_that_serves_with_fewer_experts_says_so() {
+        let cell = |router| Cell::new(&Recipe::default(), router, 0, Path::new(".")).unwrap();
+        assert!(unequal(&cell("vq-moe")).is_empty());
+        let want = "vq-moe:paper_finetune: a token uses a hidden width of 256 only";
+        assert_eq!(unequal(&cell("vq-moe:paper_finetune")), [want]);
+    }
 }

@@ -208,6 +208,29 @@ fn bad_data_names_the_file() {
     assert_eq!(said.code, 0, "byte mode takes any bytes: {}", said.err);
 }
 
+/// VQMoE is pre-trained with two experts a token and serves with one of them.
+#[test]
+fn a_pretrained_codebook_serves_alone() {
+    let place = Place::new();
+    let out = show(&place.path("run"));
+    assert_eq!(place.train(&["--out", &out, "--set", "router=vq-moe:paper"]).code, 0);
+    let eval = |set: &str| moe(&["eval", &out, "--json", "--set", set]);
+    let loss = |set: &str| {
+        let said = eval(set);
+        assert_eq!(said.code, 0, "{}", said.err);
+        let line: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+        line["loss"].as_f64().unwrap()
+    };
+    let alone = loss("router.mode=discrete");
+    assert_eq!(alone, loss("router=vq-moe:paper_finetune"));
+    assert_ne!(alone, loss("router.mode=pretrain"));
+    // Nothing is left out in silence: neither codes of another number nor a norm.
+    let misfit = "layers.1.router.codebook is F32 [16, 8], expected F32 [8, 8]";
+    refused(&eval("router.codes=8"), 2, &["does not fit", misfit]);
+    let missing = "missing tensor layers.1.router.ln_weight";
+    refused(&eval("router.ln_out=true"), 2, &["does not fit", missing]);
+}
+
 #[test]
 fn a_damaged_checkpoint_is_a_failure_that_names_the_file() {
     let place = Place::new();

@@ -132,8 +132,8 @@ impl LmConfig {
 
     /// Hidden width of one expert for `router`: the active width shared among a token's experts.
     pub fn expert_hidden(&self, router: &dyn RouterConfig) -> i64 {
-        let active = router.active_experts(self.experts as usize);
-        ((self.active_hidden as f64 / active).round() as i64).max(1)
+        let sharers = router.trained_experts(self.experts as usize);
+        ((self.active_hidden as f64 / sharers).round() as i64).max(1)
     }
 
     /// Number of sparse layers.

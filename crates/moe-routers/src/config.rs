@@ -83,6 +83,12 @@ pub trait RouterConfig: Debug + Send + Sync {
     /// every router spends the same computation per token.
     fn active_experts(&self, experts: usize) -> f64;
 
+    /// Experts that a token visited when the weights were trained, where the rule serves with fewer:
+    /// a layer divides its active width by this, so that their weights fit.
+    fn trained_experts(&self, experts: usize) -> f64 {
+        self.active_experts(experts)
+    }
+
     /// Experts that the layer really has; the dense control has one, whatever the recipe says.
     fn bank(&self, experts: usize) -> usize {
         experts

@@ -90,6 +90,7 @@ pub const PAPERS: &[&Paper] = &[
     &x_moe::PAPER,
     &smoe_dropout::PAPER,
     &soft_moe::PAPER,
+    &vq_moe::PAPER,
     &us_moe::PAPER,
     &ssr::PAPER,
     &ac_moe::PAPER,

@@ -269,6 +269,18 @@ impl Trainer {
         Ok(state)
     }
 
+    /// Takes the weights and buffers of the checkpoint in `dir`, and nothing of the optimiser: for
+    /// evaluation, also by a rule that has frozen some of what the checkpoint's rule learned.
+    ///
+    /// # Errors
+    /// As [`Self::resume`].
+    pub fn load_weights(&mut self, dir: &Path) -> Result<State, CheckpointError> {
+        let state = checkpoint::load_model(dir, &named(&self.store))?;
+        self.step = state.step;
+        self.seed = state.seed;
+        Ok(state)
+    }
+
     fn contents(&self) -> Contents {
         Contents { model: named(&self.store), optimizer: self.optimizer.state() }
     }
