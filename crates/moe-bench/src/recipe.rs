@@ -193,7 +193,9 @@ impl Recipe {
             return Err(Misuse::recipe("train.sequence", reason));
         }
         let experts = self.model.experts as usize;
-        self.router.router()?.check(experts).map_err(|e| Misuse::recipe("router", e))?;
+        let (router, heads) = (self.router.router()?, self.model.heads as usize);
+        let fits = router.check(experts).and_then(|()| router.check_block(heads));
+        fits.map_err(|e| Misuse::recipe("router", e))?;
         let sparse = self.model.sparse_layers();
         self.residual.residual()?.check(sparse).map_err(|e| Misuse::recipe("residual", e))?;
         self.capacity()?;

@@ -77,7 +77,8 @@ pub trait RouterConfig: Debug + Send + Sync {
         experts
     }
 
-    /// Whether a token's route depends on no later token of its group.
+    /// Whether a token's route depends on no later token of its group, as long as the attention that
+    /// is handed in reads none.
     fn causal(&self) -> bool;
 
     /// Whether the rule is about the tokens of one sequence, so that a group is a sequence whatever
@@ -89,6 +90,15 @@ pub trait RouterConfig: Debug + Send + Sync {
     /// Whether the router reads the attention weights of its block.
     fn reads_attention(&self) -> bool {
         false
+    }
+
+    /// Refuses settings that read what no block of a model hands in; `heads` is the number of its
+    /// attention heads.
+    ///
+    /// # Errors
+    /// Names the key, and what is missing.
+    fn check_block(&self, _heads: usize) -> Result<(), ConfigError> {
+        Ok(())
     }
 
     /// A router with fresh parameters under `params`.
