@@ -57,6 +57,15 @@ pub trait Preset: Serialize + DeserializeOwned {
     fn preset(name: &str) -> Self;
 }
 
+/// What of a run a setting follows where a recipe does not give it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Tie {
+    /// The number of token ids.
+    Vocab,
+    /// This share of the training steps; at least one step.
+    ShareOfSteps(f64),
+}
+
 /// A router's settings, resolved and ready to build from.
 pub trait RouterConfig: Debug + Send + Sync {
     /// Every setting with its value, for the record of a run.
@@ -67,6 +76,11 @@ pub trait RouterConfig: Debug + Send + Sync {
     /// # Errors
     /// Names the key, the value and the range.
     fn check(&self, experts: usize) -> Result<(), ConfigError>;
+
+    /// Settings that say little as absolute numbers, and what they follow in a recipe.
+    fn ties(&self) -> &'static [(&'static str, Tie)] {
+        &[]
+    }
 
     /// Experts that a token visits on average; a layer divides its active width by this, so that
     /// every router spends the same computation per token.

@@ -12,7 +12,7 @@
 //!
 //! Numbers in brackets count the variants.
 
-use crate::config::{ConfigError, Preset, RouterConfig, Settings, resolve, to_settings};
+use crate::config::{ConfigError, Preset, RouterConfig, Settings, Tie, resolve, to_settings};
 use crate::convert::{to_host_i64, to_indices};
 use crate::params::Params;
 use crate::plan::ChoicesGtk;
@@ -152,6 +152,10 @@ impl RouterConfig for Config {
             },
             _ => Ok(()),
         }
+    }
+
+    fn ties(&self) -> &'static [(&'static str, Tie)] {
+        &[("vocab", Tie::Vocab)]
     }
 
     fn active_experts(&self, _: usize) -> f64 {

@@ -65,7 +65,7 @@ pub mod v_moe;
 pub mod vq_moe;
 pub mod x_moe;
 
-pub use config::{ConfigError, Preset, RouterConfig, Settings};
+pub use config::{ConfigError, Preset, RouterConfig, Settings, Tie};
 pub use noise::{Noise, SeededNoise, Site};
 pub use params::{Init, Param, ParamStore, Params, Role};
 pub use plan::TensorPlan;

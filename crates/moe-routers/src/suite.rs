@@ -6,7 +6,7 @@
 //!
 //! Axis letters: `g` groups, `t` tokens, `d` width, `e` experts.
 
-use crate::config::{ConfigError, RouterConfig, Settings};
+use crate::config::{ConfigError, RouterConfig, Settings, Tie};
 use crate::convert::{to_host, to_host_i64, to_host3};
 use crate::noise::{Noise, SeededNoise, Site};
 use crate::params::ParamStore;
@@ -187,8 +187,8 @@ fn settle(paper: &Paper, preset: &str) -> Result<(Box<dyn RouterConfig>, usize),
     let mut settings = Settings::new();
     settings.insert("preset".into(), preset.into());
     let mut config = paper.router(&settings)?;
-    if config.settings().contains_key("vocab") {
-        settings.insert("vocab".into(), VOCAB.into());
+    if let Some((key, _)) = config.ties().iter().find(|(_, tie)| *tie == Tie::Vocab) {
+        settings.insert((*key).into(), VOCAB.into());
         config = paper.router(&settings)?;
     }
     if let Some(experts) = EXPERTS.into_iter().find(|&e| config.check(e).is_ok()) {
