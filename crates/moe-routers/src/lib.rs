@@ -93,6 +93,7 @@ pub const PAPERS: &[&Paper] = &[
     &ssr::PAPER,
     &ac_moe::PAPER,
     &token_graph::PAPER,
+    &smoe_vae::PAPER,
     &deepseek_v3::PAPER,
 ];
 
