@@ -138,6 +138,14 @@ fn bad_recipes_name_the_key() {
         ("router.name=swithc", &["router.name: unknown router `swithc`", "switch"]),
         ("router.top_k=9", &["router.top_k: 9 is outside 1..=4 (experts)"]),
         ("router.topk=2", &["router.topk: unknown key", "top_k"]),
+        (
+            "router={ name = 'token-graph', preset = 'given' }",
+            &["router.graph: no block hands in a graph"],
+        ),
+        (
+            "router={ name = 'token-graph', preset = 'attention', pool = 'single', head = 2 }",
+            &["router.head: 2 is out of range 0..2 (model.heads)"],
+        ),
         ("router.preset=olmo", &["router.preset: unknown preset `olmo`", "olmoe"]),
         ("model.heads=3", &["model.heads: 3 does not divide width 8"]),
         ("train.lr=-1", &["train.lr: -1 must be finite and at least 0"]),

@@ -66,7 +66,7 @@ pub mod v_moe;
 pub mod vq_moe;
 pub mod x_moe;
 
-pub use config::{ConfigError, Preset, RouterConfig, Settings};
+pub use config::{ConfigError, Preset, RouterConfig, Settings, Tie};
 pub use noise::{Noise, SeededNoise, Site};
 pub use params::{Init, Param, ParamStore, Params, Role};
 pub use plan::TensorPlan;
@@ -95,6 +95,7 @@ pub const PAPERS: &[&Paper] = &[
     &ssr::PAPER,
     &ac_moe::PAPER,
     &token_graph::PAPER,
+    &smoe_vae::PAPER,
     &deepseek_v3::PAPER,
     &s2_moe::PAPER,
 ];

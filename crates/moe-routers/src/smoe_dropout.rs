@@ -16,7 +16,7 @@
 //! `r` rounds half to even; k is clipped to `[k_min, k_max]`. Numbers in brackets count the steps
 //! of the method.
 
-use crate::config::{ConfigError, Part, Preset, RouterConfig, Settings, resolve, to_settings};
+use crate::config::{ConfigError, Part, Preset, RouterConfig, Settings, Tie, resolve, to_settings};
 use crate::convert::to_host;
 use crate::params::{Init, Params, Role};
 use crate::plan::ChoicesGtk;
@@ -43,7 +43,7 @@ pub const PAPER: Paper = Paper {
     deviations: &[
         "preset `paper` grows from half of the experts to all, as on enwik8 (8 to 16 of 16)",
         "preset `compete_smoe` is CompeteSMoE's version: the gate is frozen, k stays 2",
-        "`steps_total` is a number of steps, to be set to the length of the run",
+        "`steps_total` is a number of steps; a recipe that does not give it takes the length of its run",
         "experts are sized for the k of evaluation; training is cheaper until k has grown",
     ],
     unverified: &["the schedule and range of k of each experiment"],
@@ -180,6 +180,10 @@ impl RouterConfig for Config {
             }
         }
         Ok(())
+    }
+
+    fn ties(&self) -> &'static [(&'static str, Tie)] {
+        &[("steps_total", Tie::ShareOfSteps(1.0))]
     }
 
     fn active_experts(&self, experts: usize) -> f64 {

@@ -51,7 +51,7 @@ pub const PAPER: Paper = Paper {
         "released code: the output is the mix (2); the paper adds the input to the gated expert (second-hand); for experts E(x) = x + f(x) and the model's own residual the mix is x + a f(x)",
         "(4) and (5) are sums over tokens beside a summed task loss; here the task loss is a mean, so their weights are divided by the tokens of a group",
         "the paper freezes the distilled router in stage 2; here, as in the code, it gets no gradient there",
-        "`stage1_steps` is a number of steps (6000 of 60000 in the example), to be set to a tenth of the run",
+        "`stage1_steps` is a number of steps (6000 of 60000 in the released example); a recipe that does not give it takes a tenth of its run",
         "reads token ids: serves only where the model hands them in; every layer has word embeddings of its own",
     ],
     unverified: &["initial values of word embeddings and centroids"],

@@ -6,7 +6,7 @@
 //!
 //! Axis letters: `g` groups, `t` tokens, `d` width, `e` experts.
 
-use crate::config::{ConfigError, RouterConfig, Settings};
+use crate::config::{ConfigError, RouterConfig, Settings, Tie};
 use crate::convert::{to_host, to_host_i64, to_host3};
 use crate::noise::{Noise, SeededNoise, Site};
 use crate::params::ParamStore;
@@ -96,7 +96,8 @@ struct Case {
     token_gt: Tensor,
     noise: Recorded,
     before: Before,
-    /// Attention of the block by head, `[g, m, t, t]`, fixed; later tokens are seen too.
+    /// Attention of the block by head, `[g, m, t, t]`, fixed; later tokens are seen too, except where
+    /// causality is asked about.
     attention_gmtt: Tensor,
 }
 
@@ -186,8 +187,8 @@ fn settle(paper: &Paper, preset: &str) -> Result<(Box<dyn RouterConfig>, usize),
     let mut settings = Settings::new();
     settings.insert("preset".into(), preset.into());
     let mut config = paper.router(&settings)?;
-    if config.settings().contains_key("vocab") {
-        settings.insert("vocab".into(), VOCAB.into());
+    if let Some((key, _)) = config.ties().iter().find(|(_, tie)| *tie == Tie::Vocab) {
+        settings.insert((*key).into(), VOCAB.into());
         config = paper.router(&settings)?;
     }
     if let Some(experts) = EXPERTS.into_iter().find(|&e| config.check(e).is_ok()) {
@@ -222,9 +223,19 @@ impl Case {
 
     /// The layer with the stand-in experts: outputs, `[g, t, d]`, and the routing.
     fn layer(&self, x_gtd: &Tensor, phase: Phase) -> Result<(Tensor, Routing), RouteError> {
+        self.layer_under(&self.attention_gmtt, x_gtd, phase)
+    }
+
+    /// The same under this attention, whose rows are cut to the tokens there are and renormalised.
+    fn layer_under(
+        &self,
+        attention_gmtt: &Tensor,
+        x_gtd: &Tensor,
+        phase: Phase,
+    ) -> Result<(Tensor, Routing), RouteError> {
         let previous = self.before.routing(x_gtd.size()[1])?;
         let (_, t, _) = crate::router::axes3(x_gtd);
-        let attention_gmtt = self.attention_gmtt.narrow(2, 0, t).narrow(3, 0, t);
+        let attention_gmtt = attention_gmtt.narrow(2, 0, t).narrow(3, 0, t);
         let attention_gmtt = &attention_gmtt / attention_gmtt.sum_dim_intlist(-1, true, None);
         let token_gt = self.token_gt.narrow(1, 0, t);
         let cx = RouteCx {
@@ -236,9 +247,10 @@ impl Case {
         self.router.layer(x_gtd, &cx, &|x_gtd, plan| plan.apply(x_gtd, expert))
     }
 
-    /// Outputs with the stand-in experts, `[g, t, d]`, at evaluation.
+    /// Outputs with the stand-in experts, `[g, t, d]`, at evaluation, under attention that reads no
+    /// later token.
     fn outputs(&self, x_gtd: &Tensor) -> Result<Tensor, RouteError> {
-        Ok(self.layer(x_gtd, Phase::Eval)?.0)
+        Ok(self.layer_under(&self.attention_gmtt.tril(0), x_gtd, Phase::Eval)?.0)
     }
 
     /// `ask` of the reference with the input of every group; `constants`, where there are any, take

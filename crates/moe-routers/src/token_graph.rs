@@ -12,7 +12,8 @@
 //!
 //! Numbers in brackets count the steps of the reconstruction. Through the [`Router`](crate::Router)
 //! seam attention comes by head ([`RouteCx::attention_gmtt`](crate::RouteCx)); [`TokenGraph::decide`]
-//! takes cached columns and segments besides.
+//! takes cached columns, segments, head weights and head values besides, which no block hands in:
+//! a recipe that asks for them is refused.
 
 mod config;
 mod measures;
@@ -46,8 +47,9 @@ pub const PAPER: Paper = Paper {
     ],
     deviations: &[
         "no code was released, so there is no `reference` preset; `paper` = `similarity`, `paper_attention` = `attention`",
-        "not causal unless `causal = true`: in a language model the router sees the future without it",
-        "preset `given` reads its graph where `attention` reads the attention",
+        "the graph is about the tokens of one sequence, so a sequence is a group whatever the recipe says; the balance loss is the mean over sequences",
+        "`similarity` is not causal unless `causal = true`: in a language model the router sees the future without it; `attention` is as causal as the block's attention",
+        "preset `given` reads its graph where `attention` reads the attention; a recipe cannot choose it, since no block hands in a graph, nor `pool = weighted` or `posterior`, which need head weights or values",
         "the balance loss on the mixed choice, weight 0.01, is the common practice of language models, not the paper's",
     ],
     unverified: &[

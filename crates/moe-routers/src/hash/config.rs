@@ -1,7 +1,7 @@
 //! Settings of hash layers, and the tables that they stand for.
 
 use super::Hash;
-use crate::config::{ConfigError, Part, Preset, RouterConfig, Settings, to_settings};
+use crate::config::{ConfigError, Part, Preset, RouterConfig, Settings, Tie, to_settings};
 use crate::convert::to_indices;
 use crate::params::Params;
 use crate::router::{Dims, Router};
@@ -115,6 +115,10 @@ impl RouterConfig for Config {
             },
             _ => Ok(()),
         }
+    }
+
+    fn ties(&self) -> &'static [(&'static str, Tie)] {
+        &[("vocab", Tie::Vocab)]
     }
 
     fn active_experts(&self, _: usize) -> f64 {
