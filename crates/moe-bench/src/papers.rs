@@ -1,6 +1,6 @@
 //! The registry of routers as text: a list, an entry, and the page `docs/papers.md`.
 
-use moe_routers::{Method, PAPERS, Paper, Settings};
+use moe_routers::{Method, PAPERS, Paper, Settings, residual};
 use std::fmt::Write;
 
 /// One line per router.
@@ -22,6 +22,9 @@ pub fn entry(paper: &Paper) -> String {
         if paper.arxiv.is_empty() { String::new() } else { format!(", arXiv {}", paper.arxiv) };
     // Writing to a string cannot fail, here and below.
     let _ = writeln!(text, "{}{arxiv}. {}\n", paper.authors, paper.idea);
+    if matches!(paper.method, Method::Residual(_)) {
+        let _ = writeln!(text, "{}\n", use_of_residual(paper.id));
+    }
     let _ = writeln!(text, "| equation | item |\n|---|---|");
     for (equation, item) in paper.equations {
         let _ = writeln!(text, "| {equation} | `{item}` |");
@@ -33,6 +36,16 @@ pub fn entry(paper: &Paper) -> String {
         let _ = writeln!(text, "- `{preset}`: {}", settings(paper, preset));
     }
     text
+}
+
+/// How a recipe names a residual.
+fn use_of_residual(id: &str) -> String {
+    let short = residual::short_names(id).map(|(name, preset)| format!("`{name}` for `{preset}`"));
+    let short: Vec<_> = short.collect();
+    let names = if short.is_empty() { String::new() } else { format!("; {}", short.join(", ")) };
+    format!(
+        "A residual, beside any router: `residual = \"{id}\"` in a recipe, `smoe+{id}` in a comparison{names}."
+    )
 }
 
 fn list_of(text: &mut String, title: &str, items: &[&str]) {
@@ -49,16 +62,14 @@ fn list_of(text: &mut String, title: &str, items: &[&str]) {
 fn settings(paper: &Paper, preset: &str) -> String {
     let given = Settings::from_iter([("preset".to_owned(), preset.into())]);
     let read = match paper.method {
-        Method::Router(read) => read(&given).map(|config| {
-            let causal = if config.causal() { "causal; " } else { "not causal; " };
-            (causal, config.settings())
-        }),
-        Method::Residual(read) => read(&given).map(|config| ("", config.settings())),
+        Method::Router(read) => read(&given).map(|config| (config.causal(), config.settings())),
+        Method::Residual(read) => read(&given).map(|config| (config.causal(), config.settings())),
     };
     let (causal, settings) = match read {
         Ok(read) => read,
         Err(error) => return error.to_string(),
     };
+    let causal = if causal { "causal; " } else { "not causal; " };
     let pairs: Vec<_> = settings.iter().map(|(key, value)| format!("{key} = {value}")).collect();
     let all = match pairs.is_empty() {
         true => "nothing to set".into(),
@@ -94,6 +105,20 @@ mod tests {
             page(),
             "run `cargo run -p moe-bench -- papers --markdown > docs/papers.md`"
         );
+    }
+
+    #[test]
+    fn a_residual_says_how_it_is_named() {
+        let entry = entry(moe_routers::paper("momentum").unwrap());
+        for part in [
+            "2410.14574",
+            "`residual = \"momentum\"` in a recipe, `smoe+momentum` in a comparison",
+            "`robust-momentum` for `robust_model`",
+            "- `sharpness_model`: not causal; `adam_layers = 1",
+            "- `reference`: causal; ",
+        ] {
+            assert!(entry.contains(part), "no {part} in {entry}");
+        }
     }
 
     #[test]

@@ -89,6 +89,7 @@ pub const PAPERS: &[&Paper] = &[
     &x_moe::PAPER,
     &smoe_dropout::PAPER,
     &soft_moe::PAPER,
+    &momentum::PAPER,
     &us_moe::PAPER,
     &ssr::PAPER,
     &ac_moe::PAPER,
