@@ -1,6 +1,6 @@
 //! The registry of papers as text: a list, an entry, and the page `docs/papers.md`.
 
-use moe_routers::{ConfigError, Method, PAPERS, Paper, Settings};
+use moe_routers::{ConfigError, Method, PAPERS, Paper, Settings, residual};
 use std::fmt::Write;
 
 /// One line per paper.
@@ -44,18 +44,21 @@ pub fn entry(paper: &Paper) -> String {
     text
 }
 
-/// The line that names it, and one that names another preset where there is one.
+/// How a recipe names it, and what else does.
 fn recipe_key(paper: &Paper) -> String {
     let key = match paper.method {
         Method::Router(_) => "router",
         Method::Residual(_) => "residual",
     };
-    match paper.presets.get(1) {
-        None => format!("`{key} = \"{}\"`", paper.id),
-        Some(other) => {
-            format!("`{key} = \"{0}\"`, or with another preset `{key} = \"{0}:{other}\"`", paper.id)
-        }
+    let mut text = format!("`{key} = \"{}\"`", paper.id);
+    if let Some(other) = paper.presets.get(1) {
+        text += &format!(", or with another preset `{key} = \"{}:{other}\"`", paper.id);
     }
+    if matches!(paper.method, Method::Residual(_)) {
+        text += &format!("; in a comparison, beside any router, `smoe+{}`", paper.id);
+    }
+    let short = residual::short_names(paper.id);
+    short.fold(text, |text, (name, preset)| format!("{text}; `{name}` is short for `{preset}`"))
 }
 
 fn list_of(text: &mut String, title: &str, items: &[&str]) {
@@ -85,13 +88,11 @@ fn presets(text: &mut String, paper: &Paper) {
 /// Whether a preset is causal, in words, and its settings.
 fn resolved(paper: &Paper, preset: &str) -> Result<(&'static str, Settings), ConfigError> {
     let given = Settings::from_iter([("preset".to_owned(), preset.into())]);
-    match paper.method {
-        Method::Router(read) => read(&given).map(|config| {
-            let causal = if config.causal() { "causal; " } else { "not causal; " };
-            (causal, config.settings())
-        }),
-        Method::Residual(read) => read(&given).map(|config| ("", config.settings())),
-    }
+    let (causal, settings) = match paper.method {
+        Method::Router(read) => read(&given).map(|config| (config.causal(), config.settings())),
+        Method::Residual(read) => read(&given).map(|config| (config.causal(), config.settings())),
+    }?;
+    Ok((if causal { "causal; " } else { "not causal; " }, settings))
 }
 
 fn all_of(settings: &Settings) -> String {
@@ -179,5 +180,20 @@ mod tests {
         let smoe = entry(moe_routers::paper("smoe").unwrap());
         assert!(smoe.contains("- `plain`: causal; `order = \"softmax_topk\"`\n"), "{smoe}");
         assert!(smoe.contains("z_weight = 0.0`\n") && smoe.contains("z_weight = 0.001`\n"));
+    }
+
+    #[test]
+    fn a_residual_says_how_it_is_named() {
+        let entry = entry(moe_routers::paper("momentum").unwrap());
+        for part in [
+            "2410.14574",
+            "`residual = \"momentum\"`",
+            "`smoe+momentum`",
+            "`robust-momentum` is short for `robust_model`",
+            "- `sharpness_model`: not causal; ",
+            "- `reference`: causal; ",
+        ] {
+            assert!(entry.contains(part), "no {part} in {entry}");
+        }
     }
 }

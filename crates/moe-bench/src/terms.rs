@@ -66,6 +66,11 @@ fn unequal(cell: &Cell) -> Vec<String> {
             "{name}: not causal; a token's route depends on later tokens of its group, so its loss is not comparable with the others'"
         ));
     }
+    if cell.recipe.residual.residual().is_ok_and(|residual| !residual.causal()) {
+        facts.push(format!(
+            "{name}: not causal; its residual mixes all tokens, so its loss is not comparable with the others'"
+        ));
+    }
     facts
 }
 

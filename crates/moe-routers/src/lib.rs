@@ -91,6 +91,7 @@ pub const PAPERS: &[&Paper] = &[
     &smoe_dropout::PAPER,
     &soft_moe::PAPER,
     &vq_moe::PAPER,
+    &momentum::PAPER,
     &us_moe::PAPER,
     &ssr::PAPER,
     &ac_moe::PAPER,

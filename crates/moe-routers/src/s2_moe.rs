@@ -45,7 +45,13 @@ pub const PAPER: Paper = Paper {
     title: "S2MoE: Robust Sparse Mixture of Experts via Stochastic Learning",
     authors: "Do et al. 2025",
     arxiv: "2503.23007",
-    idea: "In training every token and a noisy copy of it go through the same experts; a learned gate blends the two outputs and an InfoNCE loss ties copy to token. Inference is one pass with fewer experts.",
+    idea: "In training every token and a noisy copy of it go through the same experts, and a learned gate blends the two outputs.\n\
+        Experts that are chosen together, and routing in few dimensions, push experts towards the same features.\n\
+        The copy is made of Gaussian noise with the mean and deviation of the sequence.\n\
+        An InfoNCE loss keeps each copy close to its own token and apart from the others.\n\
+        Inference is one pass with fewer experts: no noise, no copy, no gate.",
+    state: "parameters: router W [e, d] and its bias [e] (setting `bias`), blend gate [1, d] and its bias [1]",
+    cost: "in training 2 k expert calls (k = `top_k`), W x for token and copy (once without `reroute`), 2 d normal draws and t d multiply-adds of the InfoNCE loss for a sequence of t tokens; at inference `top_k_infer` expert calls",
     equations: &[
         ("(1)", "augment"),
         ("(2)-(3)", "S2Moe::passes"),

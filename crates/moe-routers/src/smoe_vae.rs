@@ -38,7 +38,13 @@ pub const PAPER: Paper = Paper {
     title: "SMoE-VAE: a variational autoencoder with a mixture of decoder experts",
     authors: "Nikolic, Oguz, Psaltis 2025",
     arxiv: "2509.10025",
-    idea: "A small network on the latent gates the decoders of an autoencoder: in training all of them run, weighted by its softmax, in evaluation the most probable one; a strong entropy loss closes the gap.",
+    idea: "A variational autoencoder whose decoder is a mixture of experts, routed once per image on the latent.\n\
+        Do experts that learn without labels divide data as people do?\n\
+        In training all decoders run and their outputs are mixed by the gate; in evaluation only the best one runs.\n\
+        A balance term keeps decoders in use, an entropy term makes the gate decide.\n\
+        What the experts then divide the data into can be compared with the classes.",
+    state: "parameters: a gate of three linear maps with biases, w1 [64, d], w2 [32, 64], w3 [e, 32]; encoder and decoders are the model's",
+    cost: "the gate (64 d + 2048 + 32 e multiply-adds in the place of W x); in unsupervised training e expert calls, in evaluation and in supervised training one",
     equations: &[
         ("(1)", "smoe_vae::torch::reparameterise"),
         ("(2)", "smoe_vae::torch::gate_mlp"),

@@ -1,16 +1,20 @@
-//! Every router, one contract: the same values as its reference, gradients equal to central
-//! differences of the reference, every parameter reached by a gradient, groups that do not see each
-//! other, causality exactly as claimed, finite results at the edges.
+//! Every paper, one contract: the same values as its reference, gradients equal to central differences
+//! of the reference, every parameter reached by a gradient, causality exactly as claimed, finite results
+//! at the edges. Groups of a router do not see each other; a residual does not care for the order of
+//! tokens, and uses the norms that it asks for.
 //!
-//! A new router gets all of this by being registered; [`check`] also takes a [`Paper`] of your own.
+//! A new paper gets all of this by being registered; [`check`] also takes a [`Paper`] of your own.
 //!
 //! Axis letters: `g` groups, `t` tokens, `d` width, `e` experts.
+
+mod residual;
 
 use crate::config::{ConfigError, RouterConfig, Settings, Tie};
 use crate::convert::{to_host, to_host_i64, to_host3};
 use crate::noise::{Noise, SeededNoise, Site};
 use crate::params::ParamStore;
-use crate::router::{Dims, Paper, Phase, RouteCx, Router, Routing};
+use crate::residual::residual_config;
+use crate::router::{Dims, Method, Paper, Phase, RouteCx, Router, Routing};
 use crate::tolerance::{relative_error, tolerance};
 use moe_core::{HostInput, HostRouting, Reference, RouteError};
 use ndarray::{Array2, ArrayView2};
@@ -53,7 +57,7 @@ pub enum SuiteError {
     /// Its settings.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Its router or reference.
+    /// Its rule or reference.
     #[error(transparent)]
     Route(#[from] RouteError),
 }
@@ -61,8 +65,27 @@ pub enum SuiteError {
 /// Holds `preset` of `paper` to the contract.
 ///
 /// # Errors
-/// If the preset does not exist, or the router or its reference refuses the suite's input.
+/// If the preset does not exist, or the paper's rule or its reference refuses the suite's input.
 pub fn check(paper: &Paper, preset: &str) -> Result<Report, SuiteError> {
+    let name = format!("{}:{preset}", paper.id);
+    match paper.method {
+        Method::Router(_) => check_router(paper, preset, name),
+        Method::Residual(read) => {
+            let given = Settings::from_iter([("preset".to_owned(), preset.into())]);
+            residual::check(name, &|more| read(&given.clone().into_iter().chain(more).collect()))
+        }
+    }
+}
+
+/// Holds the residual that a recipe calls `name` to the contract, `plain` included.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_residual(name: &str) -> Result<Report, SuiteError> {
+    residual::check(name.into(), &|more| residual_config(name, &more))
+}
+
+fn check_router(paper: &Paper, preset: &str, name: String) -> Result<Report, SuiteError> {
     let case = Case::new(paper, preset)?;
     let mut violations = Vec::new();
     let value_error = [Phase::Train { step: 0 }, Phase::Eval]
@@ -82,7 +105,6 @@ pub fn check(paper: &Paper, preset: &str) -> Result<Report, SuiteError> {
     claim(causal == case.config.causal(), format!("causal is {causal}, which is not its claim"));
     claim(case.groups_are_apart()?, "one group changed another".into());
     violations.extend(case.edge_violations()?);
-    let name = format!("{}:{preset}", paper.id);
     Ok(Report { name, value_error, gradient_error, gradients, causal, violations })
 }
 
@@ -326,42 +348,9 @@ impl Case {
         self.objective()?.backward();
         let (phase, none) = (Phase::Train { step: 0 }, Constants::new());
         let constants = self.of_reference(phase, &none, |of, input| of.constants(input))?;
-        let x = ("tokens".to_owned(), self.x_gtd.shallow_clone());
-        let params = self.store.entries();
-        let params = params.iter().map(|p| (p.name.clone(), p.tensor.shallow_clone()));
-        let (mut worst, mut count) = (0f64, 0);
-        for (name, tensor) in std::iter::once(x).chain(params).filter(|(_, t)| t.requires_grad()) {
-            let grad = tensor.grad();
-            if !grad.defined() || grad.abs().max().double_value(&[]) == 0.0 {
-                violations.push(format!("no gradient reaches {name}"));
-                continue;
-            }
-            let grad = grad.contiguous().view([-1]);
-            for i in 0..tensor.numel() as i64 {
-                let central = self.central_difference(&tensor, i, &constants)?;
-                worst = worst.max(relative_error(grad.double_value(&[i]), central));
-                count += 1;
-            }
-        }
-        Ok((worst, count))
-    }
-
-    /// By value `i` of `tensor`. The whole tensor is put back each time: a router may rewrite its
-    /// parameters in place when it is asked (X-MoE's rescaled embeddings).
-    fn central_difference(
-        &self,
-        tensor: &Tensor,
-        i: i64,
-        constants: &Constants,
-    ) -> Result<f64, RouteError> {
-        let (mut now, before) = (tensor.detach(), tensor.detach().copy());
-        let mut at = |h: f64| {
-            let _ = now.view([-1]).get(i).g_add_scalar_(h);
-            let objective = self.reference_objective(constants);
-            now.copy_(&before);
-            objective
-        };
-        Ok((at(STEP)? - at(-STEP)?) / (2.0 * STEP))
+        gradient_error(leaves(&self.x_gtd, &self.store), violations, || {
+            self.reference_objective(&constants)
+        })
     }
 
     /// Whether group 0 stays as it is when group 1 changes.
@@ -421,6 +410,60 @@ impl Case {
         }
         Ok(violations)
     }
+}
+
+/// The input and every parameter, by name.
+fn leaves(x: &Tensor, store: &ParamStore) -> Vec<(String, Tensor)> {
+    let x = ("tokens".to_owned(), x.shallow_clone());
+    let params = store.entries();
+    let params = params.iter().map(|p| (p.name.clone(), p.tensor.shallow_clone()));
+    std::iter::once(x).chain(params).filter(|(_, tensor)| tensor.requires_grad()).collect()
+}
+
+/// Whether the last backward pass came to `tensor`.
+fn reached(tensor: &Tensor) -> bool {
+    let grad = tensor.grad();
+    grad.defined() && grad.abs().max().double_value(&[]) != 0.0
+}
+
+/// Worst error of the gradients of `leaves` against central differences of `objective`, and how many
+/// there are.
+fn gradient_error(
+    leaves: Vec<(String, Tensor)>,
+    violations: &mut Vec<String>,
+    objective: impl Fn() -> Result<f64, RouteError>,
+) -> Result<(f64, usize), SuiteError> {
+    let (mut worst, mut count) = (0f64, 0);
+    for (name, tensor) in leaves {
+        if !reached(&tensor) {
+            violations.push(format!("no gradient reaches {name}"));
+            continue;
+        }
+        let grad = tensor.grad().contiguous().view([-1]);
+        for i in 0..tensor.numel() as i64 {
+            let central = central_difference(&tensor, i, &objective)?;
+            worst = worst.max(relative_error(grad.double_value(&[i]), central));
+            count += 1;
+        }
+    }
+    Ok((worst, count))
+}
+
+/// Of `objective` by value `i` of `tensor`. The whole tensor is put back each time: a router may
+/// rewrite its parameters in place when it is asked (X-MoE's rescaled embeddings).
+fn central_difference(
+    tensor: &Tensor,
+    i: i64,
+    objective: impl Fn() -> Result<f64, RouteError>,
+) -> Result<f64, RouteError> {
+    let (mut now, before) = (tensor.detach(), tensor.detach().copy());
+    let mut at = |h: f64| {
+        let _ = now.view([-1]).get(i).g_add_scalar_(h);
+        let value = objective();
+        now.copy_(&before);
+        value
+    };
+    Ok((at(STEP)? - at(-STEP)?) / (2.0 * STEP))
 }
 
 /// Losses carry the same names in the same order, and the mean over groups as their value.

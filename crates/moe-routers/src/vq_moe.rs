@@ -34,7 +34,13 @@ pub const PAPER: Paper = Paper {
     title: "On the Role of Discrete Representation in Sparse Mixture of Experts",
     authors: "Do et al. 2024",
     arxiv: "2411.19402",
-    idea: "A learned discrete code of the token picks one expert, beside a linear router in pre-training and alone afterwards; a branch gate blends the two outputs.",
+    idea: "A token visits the expert of its nearest code as well as the experts that a router picks.\n\
+        A router that is learned together with its experts routes inconsistently, and representations collapse.\n\
+        A codebook clusters the tokens, and a token's code names its expert without any router.\n\
+        A learned gate of two blends this discrete branch with the routed, continuous one.\n\
+        Fine-tuning may keep the discrete branch alone, which is meant to be cheaper and steadier.",
+    state: "parameters: codebook [codes, d], router W [e, d] with bias [e] or unit embeddings [e, d], branch gate [2, d] and its bias [2], a LayerNorm's weight and bias [d] where `ln_in` or `ln_out` is set; in mode `discrete` codebook, router and branch gate are buffers",
+    cost: "k expert calls for the router and one for the code; codes times d multiply-adds to find the nearest code, 2 d for the branch gate; in mode `discrete` one expert call and no W x",
     equations: &[
         ("(1), (2), (8)", "vq_moe::torch::VqMoe::continuous"),
         ("(3)-(5)", "vq_moe::torch::quantize"),
