@@ -114,7 +114,7 @@ mod tests {
             "2410.14574",
             "`residual = \"momentum\"` in a recipe, `smoe+momentum` in a comparison",
             "`robust-momentum` for `robust_model`",
-            "- `sharpness_model`: not causal; `adam_layers = 1",
+            "- `sharpness_model`: not causal; `",
             "- `reference`: causal; ",
         ] {
             assert!(entry.contains(part), "no {part} in {entry}");
