@@ -142,4 +142,16 @@ mod tests {
         let want = "vq-moe:paper_finetune: a token uses a hidden width of 256 only";
         assert_eq!(unequal(&cell("vq-moe:paper_finetune")), [want]);
     }
+
+    fn facts(router: &str) -> Vec<String> {
+        unequal(&Cell::new(&Recipe::default(), router, 0, Path::new("out")).unwrap())
+    }
+
+    #[test]
+    fn what_sees_later_tokens_is_said_to() {
+        assert_eq!(facts("smoe+momentum"), [""; 0]);
+        let sharp = facts("smoe+sharpness-momentum");
+        assert!(sharp[0].starts_with("smoe+sharpness-momentum: not causal; its residual"));
+        assert!(facts("gshard")[0].contains("a token's route depends on later tokens"));
+    }
 }

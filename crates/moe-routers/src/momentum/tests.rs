@@ -120,6 +120,23 @@ fn norms_stand_where_the_model_or_the_preset_says() {
     assert_eq!(stands(&own, Norm::Pre), (NormPlace::Pre, false));
 }
 
+/// In the model's own residual stream the rules add, and an Adam layer must not lose the stream.
+#[test]
+fn presets_for_models_are_the_published_rules_in_the_models_place() {
+    let rules = ["adam", "robust", "complex", "negative"];
+    let pairs = rules.map(|rule| (format!("{rule}_model"), rule.to_owned()));
+    for (model, published) in pairs.into_iter().chain([("model".into(), "reference".into())]) {
+        let want = Config {
+            norm: NormPlace::Model,
+            outer: false,
+            sign: Sign::Plus,
+            cancel_residual: false,
+            ..Config::preset(&published)
+        };
+        assert_eq!(Config::preset(&model), want, "{model}");
+    }
+}
+
 /// One sparse layer hands nothing on; the plain rule does not want to.
 #[test]
 fn a_rule_that_would_carry_nothing_is_refused() {
@@ -192,10 +209,11 @@ fn torch_stack(config: &Config, x: &Tensor) -> Tensor {
     x
 }
 
-/// Every preset with every norm, with and without the sharpness-aware evaluation.
+/// Every published preset with every norm, with and without the sharpness-aware evaluation. Presets
+/// for models differ from them in their norms only.
 fn variants() -> Vec<(String, Config)> {
     let mut all = Vec::new();
-    for preset in Config::PRESETS {
+    for preset in Config::PRESETS.iter().filter(|preset| !preset.ends_with("model")) {
         for norm in [NormPlace::None, NormPlace::Post, NormPlace::Pre, NormPlace::Vmoe] {
             for sam_rho in [0.0, 0.05] {
                 let config = Config { norm, sam_rho, ..Config::preset(preset) };

@@ -95,10 +95,13 @@ struct Stack {
     cot_btd: Tensor,
 }
 
-/// A sparse layer with its router on both sides, or a dense one.
+/// A router on libtorch and on the host.
+type BothSides = (Box<dyn Router>, Box<dyn Reference>);
+
+/// A sparse layer with its router, or a dense one.
 struct Layer {
     norms: Norms,
-    router: Option<(Box<dyn Router>, Box<dyn Reference>)>,
+    router: Option<BothSides>,
     /// Factor on what it computes.
     force: f64,
 }
@@ -110,7 +113,7 @@ fn norm_under(params: &Params<'_>) -> TorchNorm {
 }
 
 /// A router with weights of its own, and its reference.
-fn router(seed: u64) -> Result<(Box<dyn Router>, Box<dyn Reference>), SuiteError> {
+fn router(seed: u64) -> Result<BothSides, SuiteError> {
     let config = crate::router_config("smoe", &Settings::new())?;
     let store = ParamStore::new(seed, Device::Cpu, Kind::Double);
     let router = config.build(&store.root(), Dims { width: WIDTH, experts: 4 });
