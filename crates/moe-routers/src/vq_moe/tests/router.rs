@@ -26,12 +26,12 @@ fn built(config: &Config) -> (ParamStore, Box<dyn Router>) {
 /// Token (1, 2); codes (9, 9), (1, 4) of expert 0 and (9, -9), (-9, 9) of expert 1: code 1, q = (1, 4),
 /// expert 0. Router rows (0, 0), (1, 0): expert 1 with weight 1. Branch gates softmax(ln 3, 0) =
 /// (3/4, 1/4). Experts E_0(x) = x, E_1(x) = 10 x: y = 3/4 (10, 20) + 1/4 (1, 4) = (7.75, 16).
-/// L_vq = 1.25 (0 + 4) / 2 = 2.5. Balance: f = (0, 1), P = softmax(0, 1), 2 P_1 = 2 e / (1 + e). One code
-/// in use.
+/// L_vq = 1.25 (0 + 4) / 2 = 2.5. Balance at temperature 1/2: f = (0, 1), P = softmax(0, 2), 2 P_1 =
+/// 2 e^2 / (1 + e^2); with k = 2, f = (1/2, 1/2) and 2 (1/2) / 2 = 1/2. One code in use.
 #[test]
 fn a_token_by_hand() {
-    let layer = |mode| HostVqMoe {
-        config: Config { mode, ..Config::preset("paper") },
+    let layer = |mode, top_k| HostVqMoe {
+        config: Config { mode, top_k, balance_temperature: 0.5, ..Config::preset("paper") },
         codebook_cd: array![[9.0, 9.0], [1.0, 4.0], [9.0, -9.0], [-9.0, 9.0]],
         expert_c: CodeMap::Block.expert_c(4, 2).unwrap(),
         router: Some((array![[0.0, 0.0], [1.0, 0.0]], Some(array![0.0, 0.0]))),
@@ -42,16 +42,18 @@ fn a_token_by_hand() {
     let expert = |e: usize, rows: ArrayView2<'_, f64>| rows.mapv(|v| [v, 10.0 * v][e]);
     let x_td = array![[1.0, 2.0]];
     let input = HostInput::new(x_td.view());
-    let (y_td, routing) = layer(Mode::Pretrain).layer(&input, &expert).unwrap();
+    let (y_td, routing) = layer(Mode::Pretrain, 1).layer(&input, &expert).unwrap();
     assert_near("y", &y_td, &array![[7.75, 16.0]]);
     assert_eq!(routing.plan.combine_te(), array![[0.0, 1.0]]);
-    let e = 1f64.exp();
+    let e = 2f64.exp();
     let want = [("vq", 2.5), ("balance", 2.0 * e / (1.0 + e)), ("code_perplexity", 1.0)];
     for ((name, got), (known, want)) in routing.aux.into_iter().zip(want) {
         assert_eq!(name, known);
         assert_near(name, &array![[got]], &array![[want]]);
     }
-    let (y_td, routing) = layer(Mode::Discrete).layer(&input, &expert).unwrap();
+    let two = layer(Mode::Pretrain, 2).route(&input).unwrap();
+    assert_near("balance", &array![[two.aux("balance").unwrap()]], &array![[0.5]]);
+    let (y_td, routing) = layer(Mode::Discrete, 1).layer(&input, &expert).unwrap();
     assert_near("discrete", &y_td, &array![[1.0, 4.0]]);
     assert_eq!(routing.plan.combine_te(), array![[1.0, 0.0]]);
     assert_eq!(routing.aux.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["code_perplexity"]);
