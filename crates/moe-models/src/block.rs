@@ -167,7 +167,7 @@ impl FeedForward {
             index: ((layer + 1) / config.moe_every - 1) as usize,
             router: rules
                 .router
-                .build(&params.child("router"), Dims { width: config.width, experts }),
+                .build(&params.child("router").wide(), Dims { width: config.width, experts }),
             experts: Experts::new(&params.child("experts"), shape, ExpertExec::Loop),
             capacity: rules.capacity,
         })

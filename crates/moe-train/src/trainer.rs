@@ -129,7 +129,7 @@ pub enum TrainError {
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// Loss or gradient is NaN or infinite; the weights were not touched.
+    /// Loss, gradient, or what a router reads is NaN or infinite; the weights were not touched.
     #[error(
         "step {step}: {what} is {value}; the weights of step {step} are unharmed; lower train.lr or train.clip"
     )]
@@ -211,7 +211,8 @@ impl Trainer {
         let batch = self.data.train_batch(self.seed, step, batch, sequence)?;
         let (x_bt, y_bt) = to_device(&batch, self.device);
         let noise = SeededNoise::train(self.seed, step);
-        let output = self.model.forward(&x_bt, &RouteCx::new(Phase::Train { step }, &noise))?;
+        let output = self.model.forward(&x_bt, &RouteCx::new(Phase::Train { step }, &noise));
+        let output = output.map_err(|error| refused(step, error))?;
         let task = cross_entropy(&output.logits_btv, &y_bt);
         let loss = finite(step, "the loss", task.double_value(&[]))?;
 
@@ -278,6 +279,14 @@ pub fn named(store: &ParamStore) -> Vec<(String, Tensor)> {
 
 fn finite(step: u64, what: &'static str, value: f64) -> Result<f64, TrainError> {
     if value.is_finite() { Ok(value) } else { Err(TrainError::NotFinite { step, what, value }) }
+}
+
+/// Numbers that a router refused in a training step are those of a step that went wrong, as a loss is.
+fn refused(step: u64, error: RouteError) -> TrainError {
+    match error {
+        RouteError::NotFinite { what, value, .. } => TrainError::NotFinite { step, what, value },
+        error => error.into(),
+    }
 }
 
 /// What routers add to the objective.
