@@ -3,6 +3,7 @@
 
 use crate::commands;
 use crate::error::{Misuse, exit_code};
+use crate::speed::{Dtype, Pass};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ enum Command {
     },
     /// Run conformance cases: numbers made elsewhere, on every implementation.
     Conform(ConformArgs),
+    /// Time every way to run a sparse layer, in turns, against the dense products.
+    Speed(SpeedArgs),
     /// Say what this machine offers and whether everything works.
     Doctor,
 }
@@ -78,6 +81,38 @@ pub struct TrainArgs {
     /// Serve a comparison: events on standard output, stop when standard input ends.
     #[arg(long, hide = true, requires = "out")]
     pub worker: bool,
+}
+
+/// Flags of `moe speed`.
+#[derive(Debug, Args)]
+pub struct SpeedArgs {
+    /// Sizes by name (A, B, C1, C8) or as tokens/width/hidden/experts/k.
+    #[arg(long, value_delimiter = ',', default_value = "A")]
+    pub sizes: Vec<String>,
+    /// Element types.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "f32")]
+    pub dtype: Vec<Dtype>,
+    /// What to time.
+    #[arg(
+        long = "pass",
+        value_name = "PASS",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "forward,forward_backward,route"
+    )]
+    pub pass: Vec<Pass>,
+    /// At most this many rounds.
+    #[arg(long, default_value_t = 40)]
+    pub rounds: usize,
+    /// No new round after this many seconds per size, dtype and pass (at least 5 rounds).
+    #[arg(long, default_value_t = 30.0)]
+    pub seconds: f64,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Where to compute.
+    #[command(flatten)]
+    pub machine: MachineArgs,
 }
 
 /// Part of the data to evaluate on.
@@ -204,6 +239,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Compare(args) => commands::compare(&args),
         Command::Report { dir } => commands::report(&dir),
         Command::Conform(args) => crate::conform::run(&args),
+        Command::Speed(args) => commands::speed(&args),
         Command::Doctor => commands::doctor(),
     }
 }

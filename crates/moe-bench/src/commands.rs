@@ -5,7 +5,7 @@
     reason = "a command line tool talks to its terminal"
 )]
 
-use crate::cli::{CompareArgs, EvalArgs, PapersArgs, SplitArg, TrainArgs};
+use crate::cli::{CompareArgs, EvalArgs, PapersArgs, SpeedArgs, SplitArg, TrainArgs};
 use crate::compare::{Comparison, default_out};
 use crate::environment::{environment, hardware_threads};
 use crate::error::Misuse;
@@ -33,6 +33,20 @@ pub fn papers(args: &PapersArgs) -> Result<()> {
             print!("{}", papers::entry(paper));
         }
         None => println!("{}", papers::list()),
+    }
+    Ok(())
+}
+
+/// `moe speed`.
+///
+/// # Errors
+/// A size or a device that cannot be used.
+pub fn speed(args: &SpeedArgs) -> Result<()> {
+    let report = crate::speed::measure(args)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", crate::speed::table::render(&report));
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ pub mod recipe;
 pub mod report;
 pub mod results;
 pub mod run;
+pub mod speed;
 pub mod summary;
 pub mod table;
 pub mod terms;

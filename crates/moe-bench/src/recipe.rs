@@ -5,6 +5,7 @@
 //! router = "x-moe"                # or a table: { name = "x-moe", preset = "paper", top_k = 2 }
 //! residual = "plain"              # likewise
 //! capacity = { factor = 1.25 }    # optional; else the paper's own
+//! losses = { balance = 0.01 }     # optional, likewise
 //!
 //! [data]
 //! source = "sotu"                 # a built-in name, a file, or a directory
@@ -23,7 +24,8 @@ use crate::error::Misuse;
 use crate::method::MethodRecipe;
 use moe_core::{CapacityPolicy, CapacityRule, DropOrder, Limit};
 use moe_data::{Corpus, TokenStream, TokenizerSpec};
-use moe_models::LmConfig;
+use moe_models::{LmConfig, LossWeights};
+use moe_routers::config::Part;
 use moe_train::TrainConfig;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -41,6 +43,8 @@ pub struct Recipe {
     /// Room of the experts; absent leaves the router's own rule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capacity: Option<CapacityRecipe>,
+    /// Weights of losses that differ from the router's own.
+    pub losses: LossWeights,
     /// The data.
     pub data: DataRecipe,
     /// The model.
@@ -56,6 +60,7 @@ impl Default for Recipe {
             router: MethodRecipe::named("smoe"),
             residual: MethodRecipe::named("plain"),
             capacity: None,
+            losses: LossWeights::default(),
             data: DataRecipe::default(),
             model: LmConfig::default(),
             train: TrainConfig::default(),
@@ -193,7 +198,15 @@ impl Recipe {
             return Err(Misuse::recipe("train.sequence", reason));
         }
         let experts = self.model.experts as usize;
-        self.router.router()?.check(experts).map_err(|e| Misuse::recipe("router", e))?;
+        let router = self.router.router()?;
+        router.check(experts).map_err(|e| Misuse::recipe("router", e))?;
+        if let Some(reason) = router.refuses(Part::Capacity).filter(|_| self.capacity.is_some()) {
+            let reason = format!("has no meaning beside `{}`: {reason}", self.router.name);
+            return Err(Misuse::recipe("capacity", reason));
+        }
+        self.losses
+            .check(router.as_ref())
+            .map_err(|(key, reason)| Misuse::recipe(&format!("losses.{key}"), reason))?;
         let sparse = self.model.sparse_layers();
         self.residual.residual()?.check(sparse).map_err(|e| Misuse::recipe("residual", e))?;
         self.capacity()?;

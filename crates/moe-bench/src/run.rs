@@ -112,8 +112,12 @@ pub fn prepare(recipe: &Recipe, device: Device) -> Result<Prepared> {
     let data = Arc::new(recipe.data.open()?);
     let store = ParamStore::new(recipe.seed, device, Kind::Float);
     let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
-    let capacity = recipe.capacity()?;
-    let rules = Rules { router: router.as_ref(), residual: residual.as_ref(), capacity };
+    let rules = Rules {
+        router: router.as_ref(),
+        residual: residual.as_ref(),
+        capacity: recipe.capacity()?,
+        losses: recipe.losses,
+    };
     let vocab = data.vocab_size() as i64;
     let model = DecoderLm::new(&store, &recipe.model, &rules, vocab)
         .map_err(|e| Misuse::recipe("model", e))?;

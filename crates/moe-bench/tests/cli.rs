@@ -156,6 +156,36 @@ fn bad_recipes_name_the_key() {
 }
 
 #[test]
+fn parts_that_would_do_nothing_are_refused_with_the_reason() {
+    let place = Place::new();
+    let cases: &[(&str, &str, &str)] = &[
+        ("dense", "capacity.factor=1.25", "capacity: has no meaning beside `dense`: its only"),
+        ("soft-moe", "capacity.rows=4", "its slots are its capacity"),
+        (
+            "expert-choice",
+            "losses.balance=0.1",
+            "losses.balance: has no meaning beside this router",
+        ),
+        ("hash", "losses.z=0.1", "no gradient reaches it"),
+        ("us-moe", "losses.importance=0.1", "tokens do not each choose"),
+        ("smoe", "losses.z=-1", "losses.z: -1 must be finite and at least 0"),
+        ("smoe", "losses.zz=1", "unknown field `zz`"),
+    ];
+    for (router, set, reason) in cases {
+        let router = format!("router={router}");
+        let out = show(&place.path("never"));
+        let said = place.train(&["--out", &out, "--set", &router, "--set", set]);
+        refused(&said, 1, &[reason]);
+    }
+    let out = show(&place.path("run"));
+    let sets = ["capacity={ factor = 1.25, order = 'batch-priority' }", "losses.z=0.001"];
+    let said = place.train(&["--out", &out, "--set", sets[0], "--set", sets[1]]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(place.text("run/metrics.jsonl").contains("layer0/z"));
+    assert!(place.text("run/recipe.toml").contains("batch-priority"));
+}
+
+#[test]
 fn bad_data_names_the_file() {
     let place = Place::new();
     let with = |data: &str, more: &str| {

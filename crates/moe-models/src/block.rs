@@ -170,6 +170,7 @@ impl FeedForward {
                 .build(&params.child("router").wide(), Dims { width: config.width, experts }),
             experts: Experts::new(&params.child("experts"), shape, ExpertExec::Loop),
             capacity: rules.capacity,
+            losses: rules.losses,
         })
     }
 }

@@ -1,4 +1,4 @@
-//! A bank of expert networks with stacked weights.
+//! A bank of expert networks with stacked weights, and the ways to run it.
 //!
 //! ```text
 //! two matrices:  E_e(x) = a(x W1_e^T + b1_e) W2_e^T + b2_e               a = ReLU, GELU
@@ -6,6 +6,8 @@
 //! ```
 //!
 //! Axis letters: `n` rows sorted by expert, `d` width, `h` hidden width, `e` experts.
+
+mod padded;
 
 use moe_routers::{Params, TensorPlan};
 use serde::{Deserialize, Serialize};
@@ -47,6 +49,23 @@ pub enum ExpertExec {
     Loop,
     /// libtorch's grouped matmul, without a host round trip; `f32` and `bf16`.
     Grouped,
+    /// One batched matmul, every expert padded to the busiest one's rows. Reads the largest load back
+    /// to the host; wasteful where loads are uneven.
+    Padded,
+}
+
+impl ExpertExec {
+    /// Every way, for parity tests and measurements.
+    pub const ALL: [Self; 3] = [Self::Loop, Self::Grouped, Self::Padded];
+
+    /// Name in tables and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loop => "loop",
+            Self::Grouped => "grouped",
+            Self::Padded => "padded",
+        }
+    }
 }
 
 /// Sizes and kind of a bank.
@@ -134,6 +153,21 @@ impl Experts {
             }
             ExpertExec::Loop => self.forward_loop(x_nd, load_e),
             ExpertExec::Grouped => self.forward_grouped(x_nd, load_e),
+            ExpertExec::Padded => self.forward_padded(x_nd, load_e),
+        }
+    }
+
+    /// The same weights, run another way.
+    pub fn with_exec(&self, exec: ExpertExec) -> Self {
+        let share = |t: &Option<Tensor>| t.as_ref().map(Tensor::shallow_clone);
+        Self {
+            w1_ehd: self.w1_ehd.shallow_clone(),
+            gate_ehd: share(&self.gate_ehd),
+            w2_edh: self.w2_edh.shallow_clone(),
+            b1_eh: share(&self.b1_eh),
+            b2_ed: share(&self.b2_ed),
+            activation: self.activation,
+            exec,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The sparse layer: router -> plan -> experts -> combine.
 
 use crate::experts::Experts;
+use crate::loss::LossWeights;
 use moe_core::{CapacityPolicy, RouteError};
 use moe_routers::{RouteCx, Router, Routing, TensorPlan, losses};
 use std::cell::Cell;
@@ -18,6 +19,8 @@ pub struct MoeLayer {
     pub experts: Experts,
     /// The recipe's capacity policy; `None` leaves the paper's own.
     pub capacity: Option<CapacityPolicy>,
+    /// The recipe's losses.
+    pub losses: LossWeights,
 }
 
 /// What a sparse layer gives back besides its output. Tensors stay on the device: nothing is copied
@@ -56,7 +59,8 @@ impl MoeLayer {
             in_experts.set(in_experts.get() + start.elapsed());
             y_gtd
         };
-        let (y_gtd, routing) = self.router.forward(x_gtd, &cx, &execute)?;
+        let (y_gtd, mut routing) = self.router.forward(x_gtd, &cx, &execute)?;
+        self.losses.apply(&mut routing, cx.padding_gt);
         let route_time = start.elapsed().saturating_sub(in_experts.get());
         let trace = LayerTrace {
             layer: self.index,

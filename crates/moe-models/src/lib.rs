@@ -12,9 +12,11 @@ mod block;
 pub mod experts;
 pub mod layer;
 pub mod lm;
+pub mod loss;
 
 pub use attention::Attention;
 pub use experts::{Activation, ExpertExec, ExpertShape, Experts};
 pub use layer::{LayerTrace, MoeLayer};
 pub use lm::{DecoderLm, LmConfig, ModelError, Output, RoutingGroup, Rules};
+pub use loss::LossWeights;
 pub use moe_routers::Norm;

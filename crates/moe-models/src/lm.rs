@@ -8,6 +8,7 @@
 use crate::block::{Block, norm};
 use crate::experts::Activation;
 use crate::layer::{LayerTrace, MoeLayer};
+use crate::loss::LossWeights;
 use moe_core::{CapacityPolicy, RouteError};
 use moe_routers::norm::TorchNorm;
 use moe_routers::residual::{Carried, LN_EPS, PlainConfig};
@@ -150,12 +151,14 @@ pub struct Rules<'a> {
     pub residual: &'a dyn ResidualConfig,
     /// The recipe's capacity policy; `None` leaves the router's own.
     pub capacity: Option<CapacityPolicy>,
+    /// The recipe's losses.
+    pub losses: LossWeights,
 }
 
 impl<'a> Rules<'a> {
-    /// `router` with the plain residual and its own capacity.
+    /// `router` with the plain residual, its own capacity and losses.
     pub fn new(router: &'a dyn RouterConfig) -> Self {
-        Self { router, residual: &PlainConfig, capacity: None }
+        Self { router, residual: &PlainConfig, capacity: None, losses: LossWeights::default() }
     }
 }
 

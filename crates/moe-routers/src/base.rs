@@ -17,7 +17,7 @@
 //! around the layer completes the mix.
 
 use crate::config::{
-    ConfigError, Preset, RouterConfig, Settings, check_positive, resolve, to_settings,
+    ConfigError, Part, Preset, RouterConfig, Settings, check_positive, resolve, to_settings,
 };
 use crate::convert::{to_host, to_indices};
 use crate::params::{Init, Params, Role};
@@ -83,6 +83,16 @@ impl RouterConfig for Config {
 
     fn causal(&self) -> bool {
         true
+    }
+
+    fn refuses(&self, part: Part) -> Option<&'static str> {
+        match part {
+            Part::Capacity => None,
+            Part::Balance => {
+                Some("its training assignment is balanced, so that the loss has no slope")
+            }
+            Part::ZLoss => None,
+        }
     }
 
     fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {

@@ -57,6 +57,17 @@ pub trait Preset: Serialize + DeserializeOwned {
     fn preset(name: &str) -> Self;
 }
 
+/// A part of a recipe that acts on whatever router stands beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// A capacity policy.
+    Capacity,
+    /// A balance or importance loss.
+    Balance,
+    /// A router z-loss.
+    ZLoss,
+}
+
 /// A router's settings, resolved and ready to build from.
 pub trait RouterConfig: Debug + Send + Sync {
     /// Every setting with its value, for the record of a run.
@@ -89,6 +100,11 @@ pub trait RouterConfig: Debug + Send + Sync {
     /// Whether the router reads the attention weights of its block.
     fn reads_attention(&self) -> bool {
         false
+    }
+
+    /// Why this part of a recipe would do nothing beside this router; `None` where it does something.
+    fn refuses(&self, _part: Part) -> Option<&'static str> {
+        None
     }
 
     /// A router with fresh parameters under `params`.

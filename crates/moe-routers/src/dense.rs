@@ -7,7 +7,7 @@
 //! y_t = f(x_t)
 //! ```
 
-use crate::config::{ConfigError, Preset, RouterConfig, Settings, resolve, to_settings};
+use crate::config::{ConfigError, Part, Preset, RouterConfig, Settings, resolve, to_settings};
 use crate::params::Params;
 use crate::plan::ChoicesGtk;
 use crate::router::{Chosen, Dims, Method, Paper, RouteCx, Router, Routing, axes3};
@@ -64,6 +64,13 @@ impl RouterConfig for Config {
 
     fn causal(&self) -> bool {
         true
+    }
+
+    fn refuses(&self, part: Part) -> Option<&'static str> {
+        match part {
+            Part::Capacity => Some("its only expert reads every token"),
+            Part::Balance | Part::ZLoss => Some("it does not choose"),
+        }
     }
 
     fn build(&self, _: &Params<'_>, _: Dims) -> Box<dyn Router> {

@@ -10,7 +10,7 @@
 //! ```
 
 use crate::config::{
-    ConfigError, Preset, RouterConfig, Settings, check_positive, resolve, to_settings,
+    ConfigError, Part, Preset, RouterConfig, Settings, check_positive, resolve, to_settings,
 };
 use crate::convert::to_host;
 use crate::params::Params;
@@ -130,6 +130,16 @@ impl RouterConfig for Config {
 
     fn causal(&self) -> bool {
         false
+    }
+
+    fn refuses(&self, part: Part) -> Option<&'static str> {
+        match part {
+            Part::Capacity => {
+                Some("its experts choose; how many tokens is its own `capacity_factor`")
+            }
+            Part::Balance => Some("every expert takes equally many tokens"),
+            Part::ZLoss => None,
+        }
     }
 
     fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {

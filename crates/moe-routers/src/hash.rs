@@ -12,7 +12,7 @@
 //!
 //! Numbers in brackets count the variants.
 
-use crate::config::{ConfigError, Preset, RouterConfig, Settings, resolve, to_settings};
+use crate::config::{ConfigError, Part, Preset, RouterConfig, Settings, resolve, to_settings};
 use crate::convert::{to_host_i64, to_indices};
 use crate::params::Params;
 use crate::plan::ChoicesGtk;
@@ -160,6 +160,15 @@ impl RouterConfig for Config {
 
     fn causal(&self) -> bool {
         true
+    }
+
+    fn refuses(&self, part: Part) -> Option<&'static str> {
+        match part {
+            Part::Capacity => None,
+            Part::Balance | Part::ZLoss => {
+                Some("a token's id fixes its expert; no gradient reaches it")
+            }
+        }
     }
 
     fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {

@@ -8,7 +8,7 @@
 //! ```
 
 use crate::config::{
-    ConfigError, Preset, RouterConfig, Settings, check_top_k, resolve, to_settings,
+    ConfigError, Part, Preset, RouterConfig, Settings, check_top_k, resolve, to_settings,
 };
 use crate::params::Params;
 use crate::plan::ChoicesGtk;
@@ -68,6 +68,13 @@ impl RouterConfig for Config {
 
     fn causal(&self) -> bool {
         true
+    }
+
+    fn refuses(&self, part: Part) -> Option<&'static str> {
+        match part {
+            Part::Capacity => None,
+            Part::Balance | Part::ZLoss => Some("its routes are drawn; no gradient reaches them"),
+        }
     }
 
     fn build(&self, _: &Params<'_>, dims: Dims) -> Box<dyn Router> {

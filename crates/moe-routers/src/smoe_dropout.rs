@@ -16,7 +16,7 @@
 //! `r` rounds half to even; k is clipped to `[k_min, k_max]`. Numbers in brackets count the steps
 //! of the method.
 
-use crate::config::{ConfigError, Preset, RouterConfig, Settings, resolve, to_settings};
+use crate::config::{ConfigError, Part, Preset, RouterConfig, Settings, resolve, to_settings};
 use crate::convert::to_host;
 use crate::params::{Init, Params, Role};
 use crate::plan::ChoicesGtk;
@@ -185,6 +185,13 @@ impl RouterConfig for Config {
         true
     }
 
+    fn refuses(&self, part: Part) -> Option<&'static str> {
+        match part {
+            Part::Capacity => None,
+            Part::Balance | Part::ZLoss => Some("its router is frozen; no gradient reaches it"),
+        }
+    }
+
     fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {
         let (shape, std) = ([dims.experts, dims.width], (1.0 / dims.width as f64).sqrt());
         let gate_ed = params.add("gate", &shape, Init::Normal(std), Role::Buffer);
@@ -249,8 +256,18 @@ impl Reference for Host {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ParamStore;
     use Schedule::*;
     use ndarray::array;
+    use tch::{Device, Kind};
+
+    /// The router is part of the state, and no optimiser sees it.
+    #[test]
+    fn nothing_is_learned() {
+        let store = ParamStore::new(0, Device::Cpu, Kind::Double);
+        let _ = Config::preset("paper").build(&store.root(), Dims { width: 3, experts: 4 });
+        assert_eq!((store.entries().len(), store.trainable_count()), (1, 0));
+    }
 
     /// From 2 to 6 over 600 steps. Linear: at 300 `4 * 1/2 + 2 = 4`; at 75 `r(4/8) + 2`, a half that
     /// rounds to the even 0. Cosine at 400: `cos(pi/3) = 1/2`, so `r(-2) + 6 = 4` going up and

@@ -276,7 +276,9 @@ impl Case {
         phase: Phase,
         constants: &Constants,
     ) -> Result<Vec<(Array2<f64>, HostRouting)>, RouteError> {
-        self.of_reference(phase, constants, |reference, input| reference.layer(input, &host_expert))
+        self.of_reference(phase, constants, |reference, input| {
+            reference.forward(input, &host_expert)
+        })
     }
 
     /// Worst error of everything that routing gives back.

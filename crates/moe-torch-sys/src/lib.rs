@@ -1,8 +1,17 @@
-//! What libtorch offers and `tch` does not expose.
+//! What libtorch offers and `tch` does not expose: steps of the autograd graph written in Rust
+//! ([`graph`]), the fused optimiser and the deterministic mode ([`optimizer`]), the allocator's
+//! settings ([`memory`]), and CUDA at run time.
 //!
-//! For now: CUDA at run time. Binaries of this workspace link the CPU part of libtorch only; if the
+//! Binaries of this workspace link the CPU part of libtorch only; if the
 //! libtorch they find has a CUDA part, [`load_cuda`] loads it into the process, and libtorch's own
 //! registration makes the devices known. One binary serves both kinds of machine.
+
+mod ffi;
+pub mod graph;
+pub mod memory;
+pub mod optimizer;
+
+pub use ffi::ShimError;
 
 use std::path::{Path, PathBuf};
 

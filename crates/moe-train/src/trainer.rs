@@ -1,6 +1,6 @@
 //! A run between two steps, and the step.
 
-use crate::adamw::{AdamW, AdamWConfig, clip_grad_norm};
+use crate::adamw::{AdamW, AdamWConfig, clip_factor, grad_norm};
 use crate::checkpoint::{self, CheckpointError, Contents, State};
 use crate::evaluate::{EvalPlan, EvalReport, evaluate, to_device};
 use crate::schedule::{Decay, Schedule};
@@ -9,6 +9,7 @@ use moe_data::{DataError, Split, TokenStream};
 use moe_models::lm::cross_entropy;
 use moe_models::{DecoderLm, Output};
 use moe_routers::{ParamStore, Phase, RouteCx, SeededNoise};
+use moe_torch_sys::ShimError;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
@@ -129,6 +130,9 @@ pub enum TrainError {
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The optimiser's kernel refused.
+    #[error("the optimiser: {0}")]
+    Optimizer(#[from] ShimError),
     /// Loss, gradient, or what a router reads is NaN or infinite; the weights were not touched.
     #[error(
         "step {step}: {what} is {value}; the weights of step {step} are unharmed; lower train.lr or train.clip"
@@ -219,10 +223,9 @@ impl Trainer {
         self.store.zero_grad();
         (task + weighted_aux(&output)).backward();
         let limit = if clip > 0.0 { clip } else { f64::INFINITY };
-        let norm = clip_grad_norm(&self.store, limit);
-        let grad_norm = finite(step, "the norm of the gradient", norm)?;
+        let grad_norm = finite(step, "the norm of the gradient", grad_norm(&self.store))?;
         let lr = self.config.schedule().at(step);
-        self.optimizer.step(lr);
+        self.optimizer.step(lr, clip_factor(grad_norm, limit))?;
         self.model.after_step(&output.traces);
         self.step += 1;
         let aux = aux_values(&output);

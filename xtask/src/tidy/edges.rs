@@ -4,10 +4,11 @@ use super::Finding;
 use super::tree::{Source, Tree};
 
 /// The crates of the workspace from the ground up, and those that each may build on.
-const EDGES: [(&str, &[&str]); 10] = [
+const EDGES: [(&str, &[&str]); 11] = [
     ("moe-core", &[]),
     ("moe-data", &["moe-core"]),
     ("moe-torch-sys", &[]),
+    ("moe-kernels", &[]),
     ("moe-routers", &["moe-core"]),
     ("moe-models", &["moe-core", "moe-routers", "moe-torch-sys"]),
     ("moe-conform", &["moe-core", "moe-routers"]),
@@ -40,7 +41,7 @@ const EDGES: [(&str, &[&str]); 10] = [
 ];
 
 /// The crates that build without libtorch.
-const WITHOUT_LIBTORCH: [&str; 3] = ["moe-core", "moe-data", "xtask"];
+const WITHOUT_LIBTORCH: [&str; 4] = ["moe-core", "moe-data", "moe-kernels", "xtask"];
 
 /// The crates that bring libtorch with them.
 const LIBTORCH: [&str; 2] = ["tch", "torch-sys"];

@@ -1,7 +1,7 @@
 //! Settings of USMoE: presets, the budget of a group (4).
 
 use super::UsMoe;
-use crate::config::{ConfigError, Preset, RouterConfig, Settings, to_settings};
+use crate::config::{ConfigError, Part, Preset, RouterConfig, Settings, to_settings};
 use crate::params::Params;
 use crate::router::{Dims, Router};
 use serde::{Deserialize, Serialize};
@@ -135,6 +135,16 @@ impl RouterConfig for Config {
 
     fn causal(&self) -> bool {
         self.group == Group::Token
+    }
+
+    fn refuses(&self, part: Part) -> Option<&'static str> {
+        match part {
+            Part::Capacity => Some("its budget is over all pairs of token and expert (`top_k`)"),
+            Part::Balance => {
+                Some("its pairs compete as a whole; tokens do not each choose k experts")
+            }
+            Part::ZLoss => None,
+        }
     }
 
     fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {

@@ -16,10 +16,22 @@ use tch::{Kind, Tensor};
 
 /// Every refusal: router and preset, edge, what the reference says in `f64`.
 const REFUSALS: &[(&str, &str)] = &[
-    ("ac-moe:paper, identical tokens, evaluation", "dispersion plus eps is 0 in a cluster, and must be above 0"),
-    ("ac-moe:paper, identical tokens, training", "dispersion plus eps is 0 in a cluster, and must be above 0"),
-    ("ac-moe:paper, zero tokens, evaluation", "dispersion plus eps is 0 in a cluster, and must be above 0"),
-    ("ac-moe:paper, zero tokens, training", "dispersion plus eps is 0 in a cluster, and must be above 0"),
+    (
+        "ac-moe:paper, identical tokens, evaluation",
+        "dispersion plus eps is 0 in a cluster, and must be above 0",
+    ),
+    (
+        "ac-moe:paper, identical tokens, training",
+        "dispersion plus eps is 0 in a cluster, and must be above 0",
+    ),
+    (
+        "ac-moe:paper, zero tokens, evaluation",
+        "dispersion plus eps is 0 in a cluster, and must be above 0",
+    ),
+    (
+        "ac-moe:paper, zero tokens, training",
+        "dispersion plus eps is 0 in a cluster, and must be above 0",
+    ),
     ("base:paper, T = 1, training", "scores has shape (1, 4), but (4, 4) was expected"),
     ("base:paper, T = 2, training", "scores has shape (2, 4), but (4, 4) was expected"),
     ("deepseek-v3:paper, E = 1", "n_groups: 8 does not divide 1 experts"),
@@ -31,7 +43,10 @@ const REFUSALS: &[(&str, &str)] = &[
     ("gshard:mesh, E = 1", "top_k: two experts per token cannot be chosen among 1"),
     ("gshard:paper, E = 1", "top_k: two experts per token cannot be chosen among 1"),
     ("sinkhorn:megatron, logits of 1e4, training", "exp of logits at (1, 1) is inf, not finite"),
-    ("sinkhorn:megatron_top2, logits of 1e4, training", "exp of logits at (1, 1) is inf, not finite"),
+    (
+        "sinkhorn:megatron_top2, logits of 1e4, training",
+        "exp of logits at (1, 1) is inf, not finite",
+    ),
     ("smoe-dropout:compete_smoe, E = 1", "k_max: 2 is outside 1..=1 (experts)"),
 ];
 

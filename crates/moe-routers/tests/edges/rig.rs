@@ -146,7 +146,7 @@ impl Rig {
         let input = HostInput::new(x_td.view()).train(phase != Phase::Eval).draws(&draws);
         let input = input.tokens(token_t.as_deref()).previous(previous.as_ref());
         let attention_mtt = attention_mtt.as_ref().map(|a| a.view());
-        reference.layer(&input.attention(attention_mtt), &host_expert)
+        reference.forward(&input.attention(attention_mtt), &host_expert)
     }
 }
 

@@ -1,0 +1,172 @@
+//! Candidates take turns; ratios are taken within a round.
+
+use std::cell::Cell;
+use std::fmt;
+use std::rc::Rc;
+use std::time::Instant;
+
+/// Something to time.
+pub struct Candidate {
+    /// Name in tables.
+    pub name: String,
+    run: Box<dyn FnMut()>,
+    /// Seconds outside the experts and in all, summed by the candidate itself.
+    shares: Option<Rc<Cell<[f64; 2]>>>,
+}
+
+impl fmt::Debug for Candidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Candidate").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Candidate {
+    /// A candidate that runs `run` once per round.
+    pub fn new(name: &str, run: impl FnMut() + 'static) -> Self {
+        Self { name: name.into(), run: Box::new(run), shares: None }
+    }
+
+    /// With the sums that it keeps: seconds outside the experts, and seconds in all.
+    pub fn with_shares(self, shares: Rc<Cell<[f64; 2]>>) -> Self {
+        Self { shares: Some(shares), ..self }
+    }
+
+    /// Share of its time that it spent outside the experts.
+    pub fn routing_share(&self) -> Option<f64> {
+        let [outside, all] = self.shares.as_ref()?.get();
+        (all > 0.0).then(|| outside / all)
+    }
+
+    fn time(&mut self) -> f64 {
+        let start = Instant::now();
+        (self.run)();
+        start.elapsed().as_secs_f64()
+    }
+}
+
+/// Seconds by candidate and round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rounds {
+    /// One list per candidate, one number per round.
+    pub seconds: Vec<Vec<f64>>,
+}
+
+/// Rounds before the measured ones.
+const WARM_UP: usize = 2;
+
+impl Rounds {
+    /// Runs every candidate once per round, at least 5 and at most `most` rounds, and no new round
+    /// after `seconds`. Every round begins with another candidate, so that none always follows the
+    /// same one.
+    pub fn run(candidates: &mut [Candidate], most: usize, seconds: f64) -> Self {
+        for _ in 0..WARM_UP {
+            for candidate in candidates.iter_mut() {
+                let _ = candidate.time();
+            }
+        }
+        // What was summed while warming up is not measured.
+        candidates.iter().filter_map(|c| c.shares.as_ref()).for_each(|shares| shares.set([0.0; 2]));
+        let mut found = vec![Vec::new(); candidates.len()];
+        let start = Instant::now();
+        for round in 0..most.max(5) {
+            if round >= 5 && start.elapsed().as_secs_f64() > seconds {
+                break;
+            }
+            for offset in 0..candidates.len() {
+                let index = (round + offset) % candidates.len();
+                found[index].push(candidates[index].time());
+            }
+        }
+        Self { seconds: found }
+    }
+
+    /// Number of rounds.
+    pub fn count(&self) -> usize {
+        self.seconds.first().map_or(0, Vec::len)
+    }
+
+    /// Median seconds of a candidate.
+    pub fn median(&self, index: usize) -> f64 {
+        median(&mut self.seconds[index].clone())
+    }
+
+    /// Median over rounds of `bound` over the candidate, with its 95 % interval.
+    pub fn ratio(&self, bound: &[f64], index: usize) -> (f64, [f64; 2]) {
+        let mut ratios: Vec<f64> =
+            bound.iter().zip(&self.seconds[index]).map(|(bound, own)| bound / own).collect();
+        let middle = median(&mut ratios);
+        (middle, interval(&ratios))
+    }
+}
+
+/// Median; sorts `values`.
+pub fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    match n % 2 {
+        _ if n == 0 => f64::NAN,
+        1 => values[n / 2],
+        _ => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
+
+/// Distribution-free 95 % interval of the median of sorted values: the pair of order statistics that a
+/// binomial(n, 1/2) leaves outside with at most 2.5 % on each side; the range where there are too few.
+fn interval(sorted: &[f64]) -> [f64; 2] {
+    let n = sorted.len();
+    if n == 0 {
+        return [f64::NAN; 2];
+    }
+    let (mut below, mut term, mut at) = (0.0, 0.5f64.powi(n as i32), 0);
+    while below + term <= 0.025 && at < n / 2 {
+        below += term;
+        term *= (n - at) as f64 / (at + 1) as f64;
+        at += 1;
+    }
+    let lower = at.saturating_sub(1);
+    [sorted[lower], sorted[n - 1 - lower]]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_by_hand() {
+        assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&mut [4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert!(median(&mut []).is_nan());
+    }
+
+    /// For n = 10 the published interval is the 2nd and 9th value (97.9 %), for n = 5 the range, for
+    /// n = 20 the 6th and 15th (95.9 %).
+    #[test]
+    fn intervals_from_the_table() {
+        let sorted = |n: usize| -> Vec<f64> { (1..=n).map(|v| v as f64).collect() };
+        assert_eq!(interval(&sorted(5)), [1.0, 5.0]);
+        assert_eq!(interval(&sorted(10)), [2.0, 9.0]);
+        assert_eq!(interval(&sorted(20)), [6.0, 15.0]);
+    }
+
+    #[test]
+    fn ratios_are_taken_within_rounds() {
+        // The machine was twice as slow in the second round; the ratio does not move.
+        let rounds = Rounds { seconds: vec![vec![1.0, 2.0, 1.0], vec![2.0, 4.0, 2.0]] };
+        assert_eq!(rounds.ratio(&rounds.seconds[0], 1).0, 0.5);
+        assert_eq!((rounds.median(1), rounds.count()), (2.0, 3));
+    }
+
+    #[test]
+    fn everybody_runs_equally_often() {
+        let counts = [Rc::new(Cell::new(0)), Rc::new(Cell::new(0))];
+        let mut candidates: Vec<Candidate> = counts
+            .iter()
+            .map(|count| {
+                let count = Rc::clone(count);
+                Candidate::new("c", move || count.set(count.get() + 1))
+            })
+            .collect();
+        let rounds = Rounds::run(&mut candidates, 7, f64::INFINITY);
+        assert_eq!((rounds.count(), counts[0].get(), counts[1].get()), (7, 9, 9));
+    }
+}

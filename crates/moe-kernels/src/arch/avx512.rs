@@ -1,0 +1,69 @@
+//! The `f32` microkernel for AVX-512: 14 rows of two registers.
+//!
+//! 28 sums, two columns' registers of `b` and one of `a` are 31 of the 32 registers. A step of
+//! depth is 28 multiply-adds for 16 loads, so the two multiply-add ports are the limit.
+
+#![expect(unsafe_code, reason = "intrinsics that read and write through pointers")]
+
+use std::arch::x86_64::{
+    __m512, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_storeu_ps,
+};
+
+const MR: usize = 14;
+const NR: usize = 32;
+const VECTOR: usize = 16;
+
+/// The proof that the processor has AVX-512 F, BW, DQ and VL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// The proof, if it is true.
+    pub(super) fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("fma");
+        has.then_some(Self(()))
+    }
+}
+
+x86_kernel!(
+    Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma", f32, _mm512_setzero_ps, step, put,
+    1 2 3 4 5 6 7 8 9 10 11 12 13 14
+);
+
+/// A rank-1 update.
+///
+/// # Safety
+///
+/// `a` points to `M` values and `b` to `NR`.
+#[inline]
+#[target_feature(enable = "avx512f,fma")]
+unsafe fn step<const M: usize>(sum: &mut [[__m512; 2]; M], a: *const f32, b: *const f32) {
+    // SAFETY: the caller's promise.
+    let b = unsafe { [_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(VECTOR))] };
+    for (i, sum) in sum.iter_mut().enumerate() {
+        // SAFETY: `i < M`.
+        let a = _mm512_set1_ps(unsafe { *a.add(i) });
+        sum[0] = _mm512_fmadd_ps(a, b[0], sum[0]);
+        sum[1] = _mm512_fmadd_ps(a, b[1], sum[1]);
+    }
+}
+
+/// Stores or adds a register.
+///
+/// # Safety
+///
+/// `c` points to 16 values that may be written.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn put(c: *mut f32, sum: __m512, add: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let sum = if add { _mm512_add_ps(_mm512_loadu_ps(c), sum) } else { sum };
+        _mm512_storeu_ps(c, sum);
+    }
+}

@@ -1,0 +1,337 @@
+//! The instruction sets: one microkernel each, chosen at run time.
+//!
+//! Everything else in this crate is plain Rust over [`Kernel`], compiled once per instruction set
+//! inside [`Kernel::vectorized`].
+//!
+//! Operands are "depth-major": `a` is `[k, MR]` and `b` is `[k, NR]`, so that one step of depth is
+//! one rank-1 update of the `MR x NR` tile of sums, read from two contiguous streams. A [`Lane`] is
+//! what one step of depth holds for one row: a value, or a pair of `bf16`.
+
+/// The kernel `$name` of tiles of `M` rows, `1 <= M <= MR`: a function for each `M`, so that sums
+/// stay in registers. `$step` is one step of depth and `$put` stores a register of sums.
+#[cfg(target_arch = "x86_64")]
+macro_rules! x86_kernel {
+    ($name:ty, $features:literal, $lane:ty, $zero:ident, $step:ident, $put:ident, $($rows:literal)*) => {
+        impl $crate::arch::Kernel for $name {
+            type Lane = $lane;
+            const MR: usize = MR;
+            const NR: usize = NR;
+
+            fn tile(
+                self,
+                rows: usize,
+                a: &[$lane],
+                b: &[$lane],
+                c: &mut [f32],
+                ldc: usize,
+                add: bool,
+            ) {
+                /// # Safety
+                ///
+                /// The features; `a` points to `depth * MR` lanes, `b` to `depth * NR`, `c` to `M`
+                /// rows of `NR` values, `ldc` apart, which nothing else refers to.
+                #[target_feature(enable = $features)]
+                unsafe fn tile<const M: usize>(
+                    depth: usize,
+                    a: *const $lane,
+                    b: *const $lane,
+                    c: *mut f32,
+                    ldc: usize,
+                    add: bool,
+                ) {
+                    let mut sum = [[$zero(); 2]; M];
+                    for k in 0..depth {
+                        // SAFETY: `k < depth` and `M <= MR`: both lie in what was promised.
+                        unsafe { $step(&mut sum, a.add(k * MR), b.add(k * NR)) };
+                    }
+                    for (i, sum) in sum.iter().enumerate() {
+                        for (half, &sum) in sum.iter().enumerate() {
+                            // SAFETY: row `i < M` of `c`, columns below NR.
+                            unsafe { $put(c.add(i * ldc + half * (NR / 2)), sum, add) };
+                        }
+                    }
+                }
+                let depth = $crate::arch::tile_depth::<Self>(rows, a, b, c, ldc);
+                let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+                match rows {
+                    // SAFETY: `self` proves the features. `tile_depth` has checked that `a` and
+                    // `b` hold `depth` steps, and that `c` holds `rows` rows of NR values.
+                    $($rows => unsafe { tile::<$rows>(depth, a, b, c, ldc, add) },)*
+                    _ => unreachable!("a tile has at most {MR} rows"),
+                }
+            }
+
+            #[inline(always)]
+            fn vectorized<R>(self, f: impl FnOnce() -> R) -> R {
+                #[target_feature(enable = $features)]
+                fn inner<R>(f: impl FnOnce() -> R) -> R {
+                    f()
+                }
+                // SAFETY: `self` proves the features.
+                unsafe { inner(f) }
+            }
+
+            #[inline(always)]
+            fn prefetch<T>(self, values: &[T]) {
+                let start = values.as_ptr().cast::<i8>();
+                for line in (0..size_of_val(values)).step_by(64) {
+                    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                    // SAFETY: the address lies in `values`, and a prefetch has no effect that a
+                    // program can see.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(start.add(line)) };
+                }
+            }
+        }
+    };
+}
+
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
+
+use std::fmt;
+
+use crate::pack::{Matrices, Panels};
+use crate::shape::Dtype;
+use crate::workspace::{AnyOperands, Operands};
+
+/// What one step of depth holds for one row or column.
+pub(crate) trait Lane: Copy + Default + Send + Sync + fmt::Debug + 'static {
+    /// Values of depth in a lane.
+    const DEPTH: usize;
+    /// Its element type.
+    const DTYPE: Dtype;
+
+    /// A lane of the value at this depth and, in a pair, the next one.
+    fn join(first: f32, second: f32) -> Self;
+
+    /// The values.
+    fn split(self) -> [f32; 2];
+
+    /// The buffers of a worker that hold such lanes.
+    fn operands(operands: &mut AnyOperands) -> &mut Operands<Self>;
+
+    /// The panels of packed weights that hold such lanes; none if they hold others.
+    fn panels(panels: &Panels) -> Option<&Matrices<Self>>;
+
+    /// The same, to be written.
+    fn panels_mut(panels: &mut Panels) -> Option<&mut Matrices<Self>>;
+}
+
+/// A pair of `bf16`: the first value in the low half.
+pub(crate) type Pair = u32;
+
+impl Lane for f32 {
+    const DEPTH: usize = 1;
+    const DTYPE: Dtype = Dtype::F32;
+
+    #[inline(always)]
+    fn join(first: f32, _second: f32) -> Self {
+        first
+    }
+
+    #[inline(always)]
+    fn split(self) -> [f32; 2] {
+        [self, 0.0]
+    }
+
+    fn operands(operands: &mut AnyOperands) -> &mut Operands<Self> {
+        &mut operands.single
+    }
+
+    fn panels(panels: &Panels) -> Option<&Matrices<Self>> {
+        match panels {
+            Panels::Single(matrices) => Some(matrices),
+            Panels::Paired(_) => None,
+        }
+    }
+
+    fn panels_mut(panels: &mut Panels) -> Option<&mut Matrices<Self>> {
+        match panels {
+            Panels::Single(matrices) => Some(matrices),
+            Panels::Paired(_) => None,
+        }
+    }
+}
+
+impl Lane for Pair {
+    const DEPTH: usize = 2;
+    const DTYPE: Dtype = Dtype::Bf16;
+
+    #[inline(always)]
+    fn join(first: f32, second: f32) -> Self {
+        to_bf16(first) | to_bf16(second) << 16
+    }
+
+    #[inline(always)]
+    fn split(self) -> [f32; 2] {
+        [f32::from_bits(self << 16), f32::from_bits(self & 0xffff_0000)]
+    }
+
+    fn operands(operands: &mut AnyOperands) -> &mut Operands<Self> {
+        &mut operands.paired
+    }
+
+    fn panels(panels: &Panels) -> Option<&Matrices<Self>> {
+        match panels {
+            Panels::Paired(matrices) => Some(matrices),
+            Panels::Single(_) => None,
+        }
+    }
+
+    fn panels_mut(panels: &mut Panels) -> Option<&mut Matrices<Self>> {
+        match panels {
+            Panels::Paired(matrices) => Some(matrices),
+            Panels::Single(_) => None,
+        }
+    }
+}
+
+/// The nearest `bf16`, ties to even, in the low half. NaN stays NaN.
+#[inline(always)]
+fn to_bf16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
+}
+
+/// A microkernel, and the proof that the processor can run it: only detection makes one.
+pub(crate) trait Kernel: Copy + Send + Sync {
+    /// What it multiplies.
+    type Lane: Lane;
+    /// Most rows of a tile.
+    const MR: usize;
+    /// Columns of a tile; even.
+    const NR: usize;
+
+    /// `c[i, j] = sum_k a[k, i] * b[k, j]` for `i < rows`, `j < NR`, where a row of `c` is `ldc`
+    /// values after the one before; added to what is there if `add`.
+    ///
+    /// # Panics
+    ///
+    /// If `a` is not `[k, MR]` and `b` not `[k, NR]`, or the tile does not fit into `c`.
+    fn tile(
+        self,
+        rows: usize,
+        a: &[Self::Lane],
+        b: &[Self::Lane],
+        c: &mut [f32],
+        ldc: usize,
+        add: bool,
+    );
+
+    /// Runs `f`, compiled for this instruction set.
+    fn vectorized<R>(self, f: impl FnOnce() -> R) -> R;
+
+    /// Asks for the cache lines of `values`, which will be read soon.
+    fn prefetch<T>(self, values: &[T]);
+}
+
+/// Checks the operands of [`Kernel::tile`] and returns its depth in lanes.
+#[inline(always)]
+fn tile_depth<K: Kernel>(
+    rows: usize,
+    a: &[K::Lane],
+    b: &[K::Lane],
+    c: &[f32],
+    ldc: usize,
+) -> usize {
+    let depth = a.len() / K::MR;
+    assert!((1..=K::MR).contains(&rows), "{rows} rows in a tile of {}", K::MR);
+    assert!(a.len() == depth * K::MR && b.len() == depth * K::NR, "operands differ in depth");
+    assert!(c.len() >= (rows - 1) * ldc + K::NR && ldc >= K::NR, "the tile leaves its matrix");
+    depth
+}
+
+/// An instruction set that this machine has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Isa(Level);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(avx512::Avx512, avx512_bf16::Avx512Bf16),
+}
+
+impl Isa {
+    /// The best one of this machine.
+    pub fn detect() -> Self {
+        let available = Self::available();
+        available[available.len() - 1]
+    }
+
+    /// All that this machine has, the best last.
+    pub fn available() -> Vec<Self> {
+        let mut levels = vec![Level::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            levels.extend(avx2::Avx2::detect().map(Level::Avx2));
+            let avx512 = avx512::Avx512::detect();
+            levels.extend(avx512.map(Level::Avx512));
+            let both = avx512.zip(avx512_bf16::Avx512Bf16::detect());
+            levels.extend(both.map(|(single, paired)| Level::Avx512Bf16(single, paired)));
+        }
+        levels.into_iter().map(Self).collect()
+    }
+
+    /// The one of this name; none if this machine has not got it.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::available().into_iter().find(|isa| isa.name() == name)
+    }
+
+    /// `portable`, `avx2`, `avx512` or `avx512-bf16`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16(..) => "avx512-bf16",
+        }
+    }
+
+    /// Runs `work` with the microkernel of this set for `dtype`.
+    pub(crate) fn run<W: Work>(self, dtype: Dtype, work: W) -> W::Out {
+        match (self.0, dtype) {
+            (Level::Portable, Dtype::F32) => work.run(portable::Portable::<f32>::new()),
+            (Level::Portable, Dtype::Bf16) => work.run(portable::Portable::<Pair>::new()),
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx2(avx2), Dtype::F32) => work.run(avx2),
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx2(avx2), Dtype::Bf16) => work.run(avx2::Avx2Bf16::from(avx2)),
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512(avx512) | Level::Avx512Bf16(avx512, _), Dtype::F32) => work.run(avx512),
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512(avx512), Dtype::Bf16) => work.run(avx512_bf16::Widened::from(avx512)),
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512Bf16(_, paired), Dtype::Bf16) => work.run(paired),
+        }
+    }
+}
+
+impl fmt::Debug for Isa {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Isa({})", self.name())
+    }
+}
+
+/// Work that is compiled for every microkernel.
+pub(crate) trait Work {
+    /// What it returns.
+    type Out;
+
+    /// Does it.
+    fn run<K: Kernel>(self, kernel: K) -> Self::Out;
+}

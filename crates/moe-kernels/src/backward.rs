@@ -1,0 +1,314 @@
+//! The backward pass of all experts.
+//!
+//! ```text
+//! y_t = sum_n w_n (h_n W2^T + b2)      over the rows n of token t, h = a(gate) up or a(up)
+//! dh_n = dy_t W2                       dw_n = dh_n . h_n + dy_t . b2
+//! dpre = w_n dh_n through a            dx_t = sum_n dgate_n G + dup_n W1
+//! dW2 += sum_n w_n dy_t^T h_n          dG += sum_n dgate_n^T x_t,  dW1 likewise
+//! ```
+//!
+//! The gradient of a routing weight comes from `dh` and `h`, so results of single experts need not be
+//! kept (SonicMoE, arXiv 2512.14080). First the rows, in blocks as in the forward pass: gradients of
+//! what the activation saw replace it, and those of the rows are gathered and summed as outputs are.
+//! Then the weights ([`crate::wgrad`]). Both products read the weights in libtorch's layout, where
+//! the columns of a panel lie side by side already; parts of panels are copied as they are needed.
+//!
+//! Axis letters: `t` tokens, `n` routed rows, `d` width, `h` hidden width, `k` depth in lanes.
+
+use crate::arch::{Kernel, Lane, Work};
+use crate::combine::combine;
+use crate::forward::{self, Context, Span};
+use crate::gemm::{self, Block};
+use crate::hidden::{BackRows, Hidden, PARTS, hidden_stride, pre_stride};
+use crate::pack::{Packed, stack};
+use crate::plan::Plan;
+use crate::shape::{Shape, WeightGrads, Weights};
+use crate::workspace::{Need, Operands, Saved, Scratch, Workspace};
+use crate::{KernelError, tasks, wgrad};
+
+/// What a backward pass reads.
+#[derive(Debug, Clone, Copy)]
+pub struct BackwardInput<'a> {
+    /// The weights that were packed.
+    pub weights: &'a Weights<'a>,
+    /// The forward pass's plan.
+    pub plan: &'a Plan<'a>,
+    /// Its input, `[t, d]`.
+    pub x_td: &'a [f32],
+    /// The gradient of its output, `[t, d]`.
+    pub dy_td: &'a [f32],
+}
+
+/// Where a backward pass writes.
+#[derive(Debug)]
+pub struct BackwardOutput<'a> {
+    /// The gradient of the input, `[t, d]`, overwritten.
+    pub dx_td: &'a mut [f32],
+    /// The gradient of the routing weights, `[n]`, overwritten.
+    pub dweight_n: &'a mut [f32],
+    /// Gradients of the weights, added to what is there.
+    pub weights: WeightGrads<'a>,
+}
+
+/// The gradients of [`crate::forward`].
+///
+/// With `saved`, as the forward pass left it, the hidden layer is not computed again; `saved` is used
+/// up. Without, it is computed anew.
+///
+/// # Errors
+///
+/// If the weights are not packed, a slice has another length than its axes say, an optional one is
+/// given or missing against the shape, `saved` does not hold this plan's rows, or memory is short.
+pub fn backward(
+    packed: &Packed,
+    input: BackwardInput<'_>,
+    output: &mut BackwardOutput<'_>,
+    saved: Option<&mut Saved>,
+    workspace: &mut Workspace,
+) -> Result<(), KernelError> {
+    check(packed, &input, output)?;
+    let rows = input.plan.rows();
+    if let Some(got) = saved.as_ref().map(|saved| saved.rows).filter(|&got| got != Some(rows)) {
+        return Err(KernelError::Saved { expected: rows, got: got.unwrap_or(0) });
+    }
+    packed.isa().run(packed.dtype(), Backward { packed, input, output, saved, workspace })
+}
+
+fn check(
+    packed: &Packed,
+    input: &BackwardInput<'_>,
+    output: &BackwardOutput<'_>,
+) -> Result<(), KernelError> {
+    packed.check_filled()?;
+    let (shape, plan) = (packed.shape(), input.plan);
+    forward::check_plan(shape, plan)?;
+    input.weights.check(shape)?;
+    forward::check_tokens("x_td", shape, plan, input.x_td)?;
+    forward::check_tokens("dy_td", shape, plan, input.dy_td)?;
+    forward::check_tokens("dx_td", shape, plan, output.dx_td)?;
+    KernelError::check("dweight_n", plan.rows(), output.dweight_n.len())?;
+    output.weights.check(shape)
+}
+
+struct Backward<'a, 'o> {
+    packed: &'a Packed,
+    input: BackwardInput<'a>,
+    output: &'a mut BackwardOutput<'o>,
+    saved: Option<&'a mut Saved>,
+    workspace: &'a mut Workspace,
+}
+
+impl Work for Backward<'_, '_> {
+    type Out = Result<(), KernelError>;
+
+    fn run<K: Kernel>(self, kernel: K) -> Self::Out {
+        let Self { packed, input, output, saved, workspace } = self;
+        let (shape, plan) = (packed.shape(), input.plan);
+        workspace.reserve::<K::Lane>(need::<K>(shape))?;
+        let Workspace { workers, row_nd, hidden_nh, pre, rows_of } = workspace;
+        rows_of.sort(plan.tokens(), plan.token_n())?;
+        let recompute = saved.is_none();
+        let saved = saved.unwrap_or(pre);
+        let pre_np = saved.prepare::<K>(shape, plan.rows())?;
+        let row_nd = row_nd.at_least("gradients of rows", plan.rows() * shape.width)?;
+        let stride = hidden_stride::<K>(shape);
+        let hidden_nh = hidden_nh.at_least("the hidden layer", plan.rows() * stride)?;
+        let cx = Rows {
+            forward: Context::new(kernel, packed, plan, input.x_td),
+            weights: input.weights,
+            dy_td: input.dy_td,
+            recompute,
+        };
+        let spans = forward::blocks(plan, workers.len());
+        let tasks =
+            tasks_of::<K>(&spans, shape, [&mut *row_nd, pre_np, hidden_nh], output.dweight_n);
+        tasks::run(tasks, workers, |task, worker| cx.block(task, worker));
+        combine(kernel, shape.width, rows_of, row_nd, output.dx_td);
+        let rows = wgrad::Rows { input, pre_np, hidden_nh };
+        wgrad::add(kernel, shape, rows, &mut output.weights, workers);
+        saved.rows = None;
+        Ok(())
+    }
+}
+
+fn need<K: Kernel>(shape: &Shape) -> Need {
+    let forward = forward::need::<K>(shape);
+    let depth = shape.activation.maps() * shape.hidden.div_ceil(K::Lane::DEPTH);
+    Need {
+        block: forward.block.max(wgrad::operand_lanes::<K>()),
+        second: gemm::block_lanes::<K>(forward::MOST_ROWS, depth),
+        panel: gemm::DEPTH * K::NR,
+        sums: forward.sums,
+    }
+}
+
+/// A block of an expert's rows.
+struct Task<'a> {
+    span: Span,
+    /// Gradients of the rows' inputs, `[n, d]`.
+    dx: &'a mut [f32],
+    rows: BackRows<'a>,
+}
+
+/// A task for each block, longest first.
+fn tasks_of<'a, K: Kernel>(
+    spans: &[Span],
+    shape: &Shape,
+    [row_nd, pre_np, hidden_nh]: [&'a mut [f32]; 3],
+    dweight_n: &'a mut [f32],
+) -> Vec<Task<'a>> {
+    let lengths = |per_row: usize| spans.iter().map(move |span| span.rows.len() * per_row);
+    let hidden_stride = hidden_stride::<K>(shape);
+    let dx = tasks::pieces(row_nd, lengths(shape.width));
+    let pre = tasks::pieces(pre_np, lengths(pre_stride::<K>(shape)));
+    let hidden = tasks::pieces(hidden_nh, lengths(hidden_stride));
+    let dweight = tasks::pieces(dweight_n, lengths(1));
+    let parts = spans.iter().zip(dx).zip(pre).zip(hidden).zip(dweight);
+    let task = |((((span, dx), pre), hidden), dweight_n): ((((&Span, _), _), _), _)| {
+        let rows = BackRows { pre, hidden, hidden_stride, dweight_n };
+        Task { span: span.clone(), dx, rows }
+    };
+    let mut tasks: Vec<_> = parts.map(task).collect();
+    tasks.sort_by_key(|task| std::cmp::Reverse(task.span.rows.len()));
+    tasks
+}
+
+/// What the tasks over rows read.
+struct Rows<'a, K> {
+    forward: Context<'a, K>,
+    weights: &'a Weights<'a>,
+    dy_td: &'a [f32],
+    recompute: bool,
+}
+
+impl<K: Kernel> Rows<'_, K> {
+    fn block(&self, mut task: Task<'_>, worker: &mut Scratch) {
+        let Operands { block, second, panel } = K::Lane::operands(&mut worker.operands);
+        let sums = &mut worker.sums;
+        self.forward.kernel.vectorized(|| {
+            if self.recompute {
+                self.forward.up(&task.span, block, sums, |hidden, sums| {
+                    hidden.keep::<K>(sums, task.rows.pre);
+                });
+            }
+            self.start_dweight(&mut task);
+            self.hidden(&mut task, block, second, panel, sums);
+            self.inputs(&mut task, second, panel, sums);
+        });
+    }
+
+    /// `dw = dy . b2`; the hidden layer's share is added later.
+    #[inline(always)]
+    fn start_dweight(&self, task: &mut Task<'_>) {
+        let width = self.forward.packed.shape().width;
+        let b2_d = self.forward.packed.expert::<K>(task.span.expert).b2_d;
+        let token_n = &self.forward.plan.token_n()[task.span.rows.clone()];
+        for (dweight, &token) in task.rows.dweight_n.iter_mut().zip(token_n) {
+            let dy_d = &self.dy_td[token as usize * width..][..width];
+            *dweight = b2_d.map_or(0.0, |b2_d| dot(dy_d, b2_d));
+        }
+    }
+
+    /// `dy W2` and back through the activation.
+    #[inline(always)]
+    fn hidden(
+        &self,
+        task: &mut Task<'_>,
+        block: &mut [K::Lane],
+        second: &mut [K::Lane],
+        panel: &mut [K::Lane],
+        sums: &mut [f32],
+    ) {
+        let shape = self.forward.packed.shape();
+        let block = self.forward.gather(self.dy_td, &task.span, block);
+        let w2_dh = matrix(self.weights.w2_edh, shape, task.span.expert);
+        let weight_n = &self.forward.plan.weight_n()[task.span.rows.clone()];
+        let depth = shape.activation.maps() * self.forward.sizes.down_depth;
+        for number in 0..shape.hidden.div_ceil(K::NR) {
+            let columns = Columns { matrix: w2_dh, width: shape.hidden, first: number * K::NR };
+            columns.multiply(self.forward.kernel, block, 0, panel, sums);
+            let hidden = Hidden::of_gradient::<K>(shape, number, block.rows);
+            hidden.back::<K>(sums, weight_n, &mut task.rows);
+            hidden.pack_gradients::<K>(task.rows.pre, second, depth);
+        }
+    }
+
+    /// `dgate G + dup W1`.
+    #[inline(always)]
+    fn inputs(
+        &self,
+        task: &mut Task<'_>,
+        second: &[K::Lane],
+        panel: &mut [K::Lane],
+        sums: &mut [f32],
+    ) {
+        let shape = self.forward.packed.shape();
+        let part = self.forward.sizes.down_depth;
+        let (rows, depth) = (task.span.rows.len(), shape.activation.maps() * part);
+        let block = Block { lanes: second, rows, depth };
+        let matrices = [self.weights.gate_ehd, Some(self.weights.w1_ehd)].into_iter().flatten();
+        let matrices = matrices.map(|stacked| matrix(stacked, shape, task.span.expert));
+        for first in (0..shape.width).step_by(K::NR) {
+            for (number, matrix) in matrices.clone().enumerate() {
+                let columns = Columns { matrix, width: shape.width, first };
+                columns.multiply(self.forward.kernel, block, number * part, panel, sums);
+            }
+            let columns = first..shape.width.min(first + K::NR);
+            for (dx_d, sums) in task.dx.chunks_exact_mut(shape.width).zip(sums.chunks_exact(K::NR))
+            {
+                dx_d[columns.clone()].copy_from_slice(&sums[..columns.len()]);
+            }
+        }
+    }
+}
+
+/// An expert's matrix.
+fn matrix<'a>(stacked: &'a [f32], shape: &Shape, expert: usize) -> &'a [f32] {
+    let size = shape.width * shape.hidden;
+    &stacked[expert * size..][..size]
+}
+
+/// A panel's columns of a row-major matrix whose rows are the depth.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    matrix: &'a [f32],
+    /// Of the matrix.
+    width: usize,
+    first: usize,
+}
+
+impl Columns<'_> {
+    /// `sums (+)= block x panel`, where the matrix is the depth from lane `start` on.
+    #[inline(always)]
+    fn multiply<K: Kernel>(
+        &self,
+        kernel: K,
+        block: Block<'_, K::Lane>,
+        start: usize,
+        panel: &mut [K::Lane],
+        sums: &mut [f32],
+    ) {
+        let rows = self.matrix.len() / self.width;
+        for part in gemm::parts(rows.div_ceil(K::Lane::DEPTH)) {
+            let panel = &mut panel[..part.len() * K::NR];
+            let rows = self.matrix[part.start * K::Lane::DEPTH * self.width..]
+                .chunks_exact(self.width)
+                .take(part.len() * K::Lane::DEPTH);
+            let columns = self.first..self.width.min(self.first + K::NR);
+            stack(panel, K::NR, rows.map(|row| &row[columns.clone()]));
+            let part = start + part.start..start + part.end;
+            gemm::partial(kernel, block, part, panel, sums, || {});
+        }
+    }
+}
+
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut part = [0.0; PARTS];
+    for (a, b) in a.chunks(PARTS).zip(b.chunks(PARTS)) {
+        for ((part, a), b) in part.iter_mut().zip(a).zip(b) {
+            *part += a * b;
+        }
+    }
+    part.iter().sum()
+}

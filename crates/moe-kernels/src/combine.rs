@@ -1,0 +1,46 @@
+//! The weighted sum of each token's rows.
+//!
+//! Axis letters: `n` rows, `t` tokens, `d` width.
+
+use rayon::prelude::*;
+
+use crate::arch::Kernel;
+use crate::sort::Groups;
+
+/// Tokens that a thread sums before it asks for more.
+const TOKENS: usize = 32;
+
+/// `y[t] = sum of row_nd[n]` over the rows of each token, in the order of the plan: a gather for each
+/// token rather than scattered additions, so that every sum has one order whatever the threads do.
+pub(crate) fn combine<K: Kernel>(
+    kernel: K,
+    width: usize,
+    rows_of: &Groups,
+    row_nd: &[f32],
+    y_td: &mut [f32],
+) {
+    y_td.par_chunks_mut(TOKENS * width).enumerate().for_each(|(chunk, y_td)| {
+        kernel.vectorized(|| {
+            for (token, y_d) in y_td.chunks_exact_mut(width).enumerate() {
+                sum(rows_of.of(chunk * TOKENS + token), row_nd, y_d);
+            }
+        });
+    });
+}
+
+#[inline(always)]
+fn sum(rows: &[u32], row_nd: &[f32], y_d: &mut [f32]) {
+    let width = y_d.len();
+    let row = |row: u32| &row_nd[row as usize * width..][..width];
+    match rows {
+        [] => y_d.fill(0.0),
+        [first, rest @ ..] => {
+            y_d.copy_from_slice(row(*first));
+            for &next in rest {
+                for (y, x) in y_d.iter_mut().zip(row(next)) {
+                    *y += x;
+                }
+            }
+        }
+    }
+}

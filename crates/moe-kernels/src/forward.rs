@@ -1,0 +1,280 @@
+//! The forward pass of all experts.
+//!
+//! A task is a block of an expert's rows. It gathers them from `x_td` while packing, multiplies with
+//! the up panels, applies the activation to each tile of sums, and keeps the hidden layer, already
+//! packed, in its cache for the second product. Weighted results go to `[n, d]`, which one
+//! gather-sum combines.
+//!
+//! Axis letters: `t` tokens, `n` routed rows, `d` width, `h` hidden width, `k` depth in lanes.
+
+use std::ops::Range;
+
+use crate::arch::{Kernel, Lane, Work};
+use crate::combine::combine;
+use crate::gemm::{self, Block};
+use crate::hidden::{Hidden, pre_stride};
+use crate::pack::{Expert, Packed, Panelled};
+use crate::plan::Plan;
+use crate::shape::Shape;
+use crate::workspace::{Need, Operands, Saved, Scratch, Workspace};
+use crate::{KernelError, tasks};
+
+/// Most rows of a task.
+pub(crate) const MOST_ROWS: usize = 252;
+
+/// Runs all experts on their rows and writes every token's weighted sum to `y_td`, `[t, d]`: zeros
+/// for tokens without rows. `x_td` is `[t, d]`. With `save`, what the activations saw is kept there
+/// for [`crate::backward`].
+///
+/// # Errors
+///
+/// If the weights are not packed, `plan` has another number of experts, `x_td` or `y_td` another
+/// length than `t * d`, or memory is short.
+pub fn forward(
+    packed: &Packed,
+    plan: &Plan<'_>,
+    x_td: &[f32],
+    y_td: &mut [f32],
+    save: Option<&mut Saved>,
+    workspace: &mut Workspace,
+) -> Result<(), KernelError> {
+    packed.check_filled()?;
+    check_plan(packed.shape(), plan)?;
+    check_tokens("x_td", packed.shape(), plan, x_td)?;
+    check_tokens("y_td", packed.shape(), plan, y_td)?;
+    packed.isa().run(packed.dtype(), Forward { packed, plan, x_td, y_td, save, workspace })
+}
+
+/// Refuses a plan for another number of experts.
+pub(crate) fn check_plan(shape: &Shape, plan: &Plan<'_>) -> Result<(), KernelError> {
+    KernelError::check("offset_e", shape.experts + 1, plan.experts() + 1)
+}
+
+/// Refuses values that are not `[t, d]`.
+pub(crate) fn check_tokens(
+    what: &'static str,
+    shape: &Shape,
+    plan: &Plan<'_>,
+    values: &[f32],
+) -> Result<(), KernelError> {
+    let expected = plan.tokens().checked_mul(shape.width);
+    let axes = [plan.tokens(), shape.width, 1];
+    KernelError::check(what, expected.ok_or(KernelError::Overflow { what, axes })?, values.len())
+}
+
+struct Forward<'a> {
+    packed: &'a Packed,
+    plan: &'a Plan<'a>,
+    x_td: &'a [f32],
+    y_td: &'a mut [f32],
+    save: Option<&'a mut Saved>,
+    workspace: &'a mut Workspace,
+}
+
+impl Work for Forward<'_> {
+    type Out = Result<(), KernelError>;
+
+    fn run<K: Kernel>(self, kernel: K) -> Self::Out {
+        let Self { packed, plan, x_td, y_td, save, workspace } = self;
+        let shape = packed.shape();
+        workspace.reserve::<K::Lane>(need::<K>(shape))?;
+        workspace.rows_of.sort(plan.tokens(), plan.token_n())?;
+        let row_nd = workspace.row_nd.at_least("results of rows", plan.rows() * shape.width)?;
+        let pre_np = save.map(|saved| saved.prepare::<K>(shape, plan.rows())).transpose()?;
+        let cx = Context::new(kernel, packed, plan, x_td);
+        let spans = blocks(plan, workspace.workers.len());
+        let tasks = tasks_of(&spans, row_nd, shape.width, pre_np, pre_stride::<K>(shape));
+        tasks::run(tasks, &mut workspace.workers, |task, worker| cx.block(task, worker));
+        combine(kernel, shape.width, &workspace.rows_of, row_nd, y_td);
+        Ok(())
+    }
+}
+
+/// A task for each block, longest first.
+fn tasks_of<'a>(
+    spans: &[Span],
+    row_nd: &'a mut [f32],
+    width: usize,
+    pre_np: Option<&'a mut [f32]>,
+    stride: usize,
+) -> Vec<Task<'a>> {
+    let lengths = |per_row: usize| spans.iter().map(move |span| span.rows.len() * per_row);
+    let mut pre = pre_np.map(|pre| tasks::pieces(pre, lengths(stride)).into_iter());
+    let rows = spans.iter().zip(tasks::pieces(row_nd, lengths(width)));
+    let task = |(span, y): (&Span, _)| {
+        let pre = pre.as_mut().and_then(Iterator::next);
+        Task { span: span.clone(), y, pre }
+    };
+    let mut tasks: Vec<_> = rows.map(task).collect();
+    tasks.sort_by_key(|task| std::cmp::Reverse(task.span.rows.len()));
+    tasks
+}
+
+/// Rows of one expert.
+#[derive(Debug, Clone)]
+pub(crate) struct Span {
+    pub(crate) expert: usize,
+    pub(crate) rows: Range<usize>,
+}
+
+/// Cuts the rows of all experts into blocks of like size, in the order of the plan: small enough to
+/// keep all workers busy, and never above [`MOST_ROWS`].
+pub(crate) fn blocks(plan: &Plan<'_>, workers: usize) -> Vec<Span> {
+    let share = plan.rows().max(1).div_ceil(workers * 4).next_multiple_of(32);
+    let most = share.min(MOST_ROWS);
+    let cut = |expert: usize| {
+        let rows = plan.span(expert);
+        let count = rows.len().div_ceil(most);
+        let edge = move |part: usize| rows.start + rows.len() * part / count.max(1);
+        (0..count).map(move |part| Span { expert, rows: edge(part)..edge(part + 1) })
+    };
+    (0..plan.experts()).flat_map(cut).collect()
+}
+
+impl Saved {
+    /// Room for `rows` rows.
+    pub(crate) fn prepare<K: Kernel>(
+        &mut self,
+        shape: &Shape,
+        rows: usize,
+    ) -> Result<&mut [f32], KernelError> {
+        self.rows = Some(rows);
+        self.values.at_least("the saved hidden layer", rows * pre_stride::<K>(shape))
+    }
+}
+
+/// A worker's buffers in a forward pass.
+pub(crate) fn need<K: Kernel>(shape: &Shape) -> Need {
+    let sizes = Panelled::of::<K>(shape);
+    Need {
+        block: gemm::block_lanes::<K>(MOST_ROWS, sizes.up_depth),
+        second: gemm::block_lanes::<K>(MOST_ROWS, sizes.down_depth),
+        panel: 0,
+        sums: gemm::block_sums::<K>(MOST_ROWS),
+    }
+}
+
+struct Task<'a> {
+    span: Span,
+    /// Results, `[n, d]`.
+    y: &'a mut [f32],
+    /// What the activation saw.
+    pre: Option<&'a mut [f32]>,
+}
+
+/// What all tasks read.
+pub(crate) struct Context<'a, K> {
+    pub(crate) kernel: K,
+    pub(crate) packed: &'a Packed,
+    pub(crate) plan: &'a Plan<'a>,
+    pub(crate) x_td: &'a [f32],
+    pub(crate) sizes: Panelled,
+}
+
+impl<'a, K: Kernel> Context<'a, K> {
+    pub(crate) fn new(kernel: K, packed: &'a Packed, plan: &'a Plan<'a>, x_td: &'a [f32]) -> Self {
+        Self { kernel, packed, plan, x_td, sizes: Panelled::of::<K>(packed.shape()) }
+    }
+
+    fn block(&self, mut task: Task<'_>, worker: &mut Scratch) {
+        let expert = self.packed.expert::<K>(task.span.expert);
+        let Operands { block, second, .. } = K::Lane::operands(&mut worker.operands);
+        self.kernel.vectorized(|| {
+            self.up(&task.span, block, &mut worker.sums, |hidden, sums| {
+                if let Some(pre) = &mut task.pre {
+                    hidden.keep::<K>(sums, pre);
+                }
+                hidden.activate::<K>(sums);
+                hidden.pack::<K>(sums, second, self.sizes.down_depth);
+            });
+            self.down(&mut task, expert, second, &mut worker.sums);
+        });
+    }
+
+    /// Gathers rows of `from`, `[t, d]`, into a block.
+    #[inline(always)]
+    pub(crate) fn gather<'b>(
+        &self,
+        from: &[f32],
+        span: &Span,
+        to: &'b mut [K::Lane],
+    ) -> Block<'b, K::Lane> {
+        let token_n = &self.plan.token_n()[span.rows.clone()];
+        let (width, depth) = (self.packed.shape().width, self.sizes.up_depth);
+        let row = |row: usize| &from[token_n[row] as usize * width..][..width];
+        let to = &mut to[..gemm::block_lanes::<K>(token_n.len(), depth)];
+        gemm::gather::<K>(to, depth, token_n.len(), row);
+        Block { lanes: to, rows: token_n.len(), depth }
+    }
+
+    /// The first product: `each` gets the sums of every panel, biases added.
+    #[inline(always)]
+    pub(crate) fn up(
+        &self,
+        span: &Span,
+        block: &mut [K::Lane],
+        sums: &mut [f32],
+        mut each: impl FnMut(Hidden, &mut [f32]),
+    ) {
+        let expert = self.packed.expert::<K>(span.expert);
+        let block = self.gather(self.x_td, span, block);
+        let panels = expert.up.chunks_exact(block.depth * K::NR);
+        let down = &expert.down[..self.sizes.down_depth * K::NR];
+        let ahead = panels.clone().skip(1).chain([down]);
+        for (number, (panel, ahead)) in panels.zip(ahead).enumerate() {
+            gemm::product(self.kernel, block, panel, ahead, sums);
+            let hidden = Hidden::of::<K>(self.packed.shape(), number, block.rows);
+            hidden.add_bias::<K>(expert.b1_h, sums);
+            each(hidden, sums);
+        }
+    }
+
+    #[inline(always)]
+    fn down(
+        &self,
+        task: &mut Task<'_>,
+        expert: Expert<'_, K::Lane>,
+        second: &[K::Lane],
+        sums: &mut [f32],
+    ) {
+        let weight_n = &self.plan.weight_n()[task.span.rows.clone()];
+        let depth = self.sizes.down_depth;
+        let block = Block { lanes: second, rows: weight_n.len(), depth };
+        let panels = expert.down.chunks_exact(depth * K::NR);
+        let ahead = panels.clone().skip(1).chain([&[][..]]);
+        for (number, (panel, ahead)) in panels.zip(ahead).enumerate() {
+            gemm::product(self.kernel, block, panel, ahead, sums);
+            let first = number * K::NR;
+            weigh::<K>(sums, weight_n, expert.b2_d, first, self.packed.shape().width, task.y);
+        }
+    }
+}
+
+/// `y[n, first..] = weight[n] (sums[n] + b2)`.
+#[inline(always)]
+fn weigh<K: Kernel>(
+    sums: &[f32],
+    weight_n: &[f32],
+    b2_d: Option<&[f32]>,
+    first: usize,
+    width: usize,
+    y_nd: &mut [f32],
+) {
+    let columns = first..width.min(first + K::NR);
+    let rows = sums.chunks_exact(K::NR).zip(y_nd.chunks_exact_mut(width)).zip(weight_n);
+    for ((sums, y_d), weight) in rows {
+        let y_d = &mut y_d[columns.clone()];
+        match b2_d {
+            Some(b2_d) => {
+                for ((y, sum), bias) in y_d.iter_mut().zip(sums).zip(&b2_d[columns.clone()]) {
+                    *y = weight * (sum + bias);
+                }
+            }
+            None => {
+                for (y, sum) in y_d.iter_mut().zip(sums) {
+                    *y = weight * sum;
+                }
+            }
+        }
+    }
+}

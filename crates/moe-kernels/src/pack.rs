@@ -1,0 +1,305 @@
+//! Operands in the order in which microkernels read them, and the packed weights.
+//!
+//! An operand is `[k, width]`: for each lane of depth, the lanes of a tile's rows or columns. Weights
+//! are packed once after each optimiser step, in panels of `NR` columns; the gate's and the up map's
+//! columns of one half panel lie side by side, so that one tile of sums holds both.
+//!
+//! Axis letters: `e` experts, `d` width, `h` hidden width, `k` depth in lanes, `n` rows.
+
+use crate::arch::{Isa, Kernel, Lane, Pair, Work};
+use crate::memory::Buffer;
+use crate::shape::{Dtype, Shape, Weights};
+use crate::{KernelError, tasks};
+
+/// Writes `to[k, i] = row_i[k]`: depth runs along the rows, and each row becomes a column.
+#[inline(always)]
+pub(crate) fn transpose<'a, L: Lane>(
+    to: &mut [L],
+    width: usize,
+    rows: impl Iterator<Item = &'a [f32]>,
+) {
+    for (i, row) in rows.enumerate() {
+        let column = to[i..].iter_mut().step_by(width);
+        for (to, values) in column.zip(row.chunks(L::DEPTH)) {
+            *to = L::join(values[0], values.get(1).copied().unwrap_or(0.0));
+        }
+    }
+}
+
+/// Writes `to[k, i] = row_k[i]`: depth runs over the rows, two of which make a lane of pairs.
+/// Columns from a row's length to `width` become zero.
+#[inline(always)]
+pub(crate) fn stack<'a, L: Lane>(
+    to: &mut [L],
+    width: usize,
+    mut rows: impl Iterator<Item = &'a [f32]>,
+) {
+    for to in to.chunks_exact_mut(width) {
+        let Some(first) = rows.next() else { break };
+        let second = if L::DEPTH == 2 { rows.next() } else { None };
+        let (to, padding) = to.split_at_mut(first.len());
+        match second {
+            Some(second) => {
+                for ((to, &first), &second) in to.iter_mut().zip(first).zip(second) {
+                    *to = L::join(first, second);
+                }
+            }
+            None => {
+                for (to, &first) in to.iter_mut().zip(first) {
+                    *to = L::join(first, 0.0);
+                }
+            }
+        }
+        padding.fill(L::default());
+    }
+}
+
+/// Sizes of a bank of experts in panels of a kernel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Panelled {
+    /// Hidden columns in a panel of the first product.
+    pub(crate) hidden_columns: usize,
+    /// Panels of the first product.
+    pub(crate) up_panels: usize,
+    /// Panels of the second product.
+    pub(crate) down_panels: usize,
+    /// Depth of the first product in lanes.
+    pub(crate) up_depth: usize,
+    /// Depth of the second product in lanes.
+    pub(crate) down_depth: usize,
+    /// Lanes of one expert's up panels.
+    pub(crate) up_lanes: usize,
+    /// Lanes of one expert's down panels.
+    pub(crate) down_lanes: usize,
+}
+
+impl Panelled {
+    pub(crate) fn of<K: Kernel>(shape: &Shape) -> Self {
+        let hidden_columns = K::NR / shape.activation.maps();
+        let up_panels = shape.hidden.div_ceil(hidden_columns);
+        let down_panels = shape.width.div_ceil(K::NR);
+        let up_depth = shape.width.div_ceil(K::Lane::DEPTH);
+        let down_depth = shape.hidden.div_ceil(K::Lane::DEPTH);
+        Self {
+            hidden_columns,
+            up_panels,
+            down_panels,
+            up_depth,
+            down_depth,
+            up_lanes: up_panels * up_depth * K::NR,
+            down_lanes: down_panels * down_depth * K::NR,
+        }
+    }
+}
+
+/// The panels of all experts, by the lanes they hold.
+#[derive(Debug)]
+pub(crate) enum Panels {
+    Single(Matrices<f32>),
+    Paired(Matrices<Pair>),
+}
+
+/// The panels of all experts.
+#[derive(Debug, Default)]
+pub(crate) struct Matrices<L: Lane> {
+    /// Panels of the first product.
+    pub(crate) up: Buffer<L>,
+    /// Panels of the second product.
+    pub(crate) down: Buffer<L>,
+}
+
+/// Weights of a bank of experts, packed for one instruction set and element type.
+#[derive(Debug)]
+pub struct Packed {
+    shape: Shape,
+    isa: Isa,
+    dtype: Dtype,
+    panels: Panels,
+    bias: Option<[Vec<f32>; 2]>,
+    filled: bool,
+}
+
+impl Packed {
+    /// Memory for packed weights; [`Packed::repack`] fills it.
+    ///
+    /// # Errors
+    ///
+    /// If an axis of `shape` has no length, or there is no memory for the weights.
+    pub fn new(shape: Shape, dtype: Dtype, isa: Isa) -> Result<Self, KernelError> {
+        shape.check()?;
+        let panels = isa.run(dtype, Allocate { shape })?;
+        Ok(Self { shape, isa, dtype, panels, bias: None, filled: false })
+    }
+
+    /// Packs the weights of all experts: after their initialisation and after each optimiser step.
+    ///
+    /// # Errors
+    ///
+    /// If a matrix has another size than the shape, or one is missing or given without being part
+    /// of it.
+    pub fn repack(&mut self, weights: &Weights<'_>) -> Result<(), KernelError> {
+        weights.check(&self.shape)?;
+        self.isa.run(self.dtype, Repack { packed: self, weights });
+        self.bias =
+            weights.b1_eh.zip(weights.b2_ed).map(|both| <[_; 2]>::from(both).map(Vec::from));
+        self.filled = true;
+        Ok(())
+    }
+
+    /// Sizes and kind of the experts.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// The instruction set it is packed for.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The element type of the products.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Refuses weights that were never packed.
+    pub(crate) fn check_filled(&self) -> Result<(), KernelError> {
+        if self.filled { Ok(()) } else { Err(KernelError::NotPacked) }
+    }
+
+    /// An expert's weights.
+    ///
+    /// # Panics
+    ///
+    /// If `K` is not the kernel that the weights are packed for.
+    pub(crate) fn expert<K: Kernel>(&self, expert: usize) -> Expert<'_, K::Lane> {
+        let sizes = Panelled::of::<K>(&self.shape);
+        let matrices = K::Lane::panels(&self.panels).expect("packed for these lanes");
+        let bias = |which: usize, width: usize| {
+            let all = self.bias.as_ref().map(|both| &both[which]);
+            all.map(|bias| &bias[expert * width..][..width])
+        };
+        Expert {
+            up: &matrices.up[expert * sizes.up_lanes..][..sizes.up_lanes],
+            down: &matrices.down[expert * sizes.down_lanes..][..sizes.down_lanes],
+            b1_h: bias(0, self.shape.hidden),
+            b2_d: bias(1, self.shape.width),
+        }
+    }
+}
+
+/// An expert's packed weights.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expert<'a, L> {
+    pub(crate) up: &'a [L],
+    pub(crate) down: &'a [L],
+    pub(crate) b1_h: Option<&'a [f32]>,
+    pub(crate) b2_d: Option<&'a [f32]>,
+}
+
+struct Allocate {
+    shape: Shape,
+}
+
+impl Work for Allocate {
+    type Out = Result<Panels, KernelError>;
+
+    fn run<K: Kernel>(self, _kernel: K) -> Self::Out {
+        let sizes = Panelled::of::<K>(&self.shape);
+        let lanes = [sizes.up_lanes, sizes.down_lanes].map(|lanes| lanes * self.shape.experts);
+        Ok(match K::Lane::DTYPE {
+            Dtype::F32 => Panels::Single(Matrices::zeroed(lanes)?),
+            Dtype::Bf16 => Panels::Paired(Matrices::zeroed(lanes)?),
+        })
+    }
+}
+
+impl<L: Lane> Matrices<L> {
+    fn zeroed([up, down]: [usize; 2]) -> Result<Self, KernelError> {
+        let what = "packed weights";
+        Ok(Self { up: Buffer::zeroed(what, up)?, down: Buffer::zeroed(what, down)? })
+    }
+}
+
+struct Repack<'a> {
+    packed: &'a mut Packed,
+    weights: &'a Weights<'a>,
+}
+
+/// A panel to be written.
+struct Panel<'a, L> {
+    to: &'a mut [L],
+    expert: usize,
+    number: usize,
+    down: bool,
+}
+
+impl Work for Repack<'_> {
+    type Out = ();
+
+    fn run<K: Kernel>(self, kernel: K) {
+        let (shape, weights) = (self.packed.shape, self.weights);
+        let sizes = Panelled::of::<K>(&shape);
+        let matrices =
+            K::Lane::panels_mut(&mut self.packed.panels).expect("packed for these lanes");
+        let ups = panels(&mut matrices.up, sizes.up_depth * K::NR, sizes.up_panels, false);
+        let downs = panels(&mut matrices.down, sizes.down_depth * K::NR, sizes.down_panels, true);
+        let mut workers = vec![(); rayon::current_num_threads()];
+        tasks::run(ups.chain(downs).collect(), &mut workers, |panel, ()| {
+            kernel.vectorized(|| match panel.down {
+                true => pack_down::<K>(panel, &shape, weights),
+                false => pack_up::<K>(panel, &shape, weights),
+            });
+        });
+    }
+}
+
+fn panels<L: Lane>(
+    to: &mut [L],
+    lanes: usize,
+    per_expert: usize,
+    down: bool,
+) -> impl Iterator<Item = Panel<'_, L>> {
+    let panel = move |(index, to)| {
+        let (expert, number) = (index / per_expert, index % per_expert);
+        Panel { to, expert, number, down }
+    };
+    to.chunks_exact_mut(lanes).enumerate().map(panel)
+}
+
+#[inline(always)]
+fn pack_up<K: Kernel>(panel: Panel<'_, K::Lane>, shape: &Shape, weights: &Weights<'_>) {
+    let columns = Panelled::of::<K>(shape).hidden_columns;
+    let first = panel.number * columns;
+    let count = columns.min(shape.hidden - first);
+    let rows =
+        |matrix_ehd| expert_rows(matrix_ehd, panel.expert, shape.hidden, shape.width, first, count);
+    match weights.gate_ehd {
+        Some(gate_ehd) => {
+            transpose(panel.to, K::NR, rows(gate_ehd));
+            transpose(&mut panel.to[columns..], K::NR, rows(weights.w1_ehd));
+        }
+        None => transpose(panel.to, K::NR, rows(weights.w1_ehd)),
+    }
+}
+
+#[inline(always)]
+fn pack_down<K: Kernel>(panel: Panel<'_, K::Lane>, shape: &Shape, weights: &Weights<'_>) {
+    let first = panel.number * K::NR;
+    let count = K::NR.min(shape.width - first);
+    let (height, width) = (shape.width, shape.hidden);
+    let rows = expert_rows(weights.w2_edh, panel.expert, height, width, first, count);
+    transpose(panel.to, K::NR, rows);
+}
+
+/// `count` rows from `first` on of an expert's matrix `[height, width]`.
+#[inline(always)]
+fn expert_rows(
+    matrix: &[f32],
+    expert: usize,
+    height: usize,
+    width: usize,
+    first: usize,
+    count: usize,
+) -> impl Iterator<Item = &[f32]> {
+    matrix[(expert * height + first) * width..].chunks_exact(width).take(count)
+}

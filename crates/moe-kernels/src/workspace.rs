@@ -1,0 +1,101 @@
+//! Memory that kernels reuse from call to call.
+
+use crate::KernelError;
+use crate::arch::{Lane, Pair};
+use crate::memory::Buffer;
+
+/// Scratch memory of forward and backward passes. It grows to the largest call and stays; one
+/// workspace serves all layers of a model, one after the other.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    /// Of each worker.
+    pub(crate) workers: Vec<Scratch>,
+    /// Results of all rows before they are combined, `[n, d]`.
+    pub(crate) row_nd: Buffer<f32>,
+    /// The hidden layer, or its gradient, `[n, h]`.
+    pub(crate) hidden_nh: Buffer<f32>,
+    /// What the activation saw, where it was not saved.
+    pub(crate) pre: Saved,
+    /// The rows of each token.
+    pub(crate) rows_of: crate::sort::Groups,
+}
+
+impl Workspace {
+    /// Without memory yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// One scratch for each thread of the current rayon pool, large enough for `need`.
+    pub(crate) fn reserve<L: Lane>(&mut self, need: Need) -> Result<(), KernelError> {
+        self.workers.resize_with(rayon::current_num_threads(), Scratch::default);
+        self.workers.iter_mut().try_for_each(|worker| worker.reserve::<L>(need))
+    }
+}
+
+/// What activations saw in a forward pass, kept for the backward pass: `[n, gate and up]`.
+///
+/// Of a gated expert a row holds the gate's and the up map's columns, else the up map's only. The
+/// backward pass overwrites it.
+#[derive(Debug, Default)]
+pub struct Saved {
+    pub(crate) values: Buffer<f32>,
+    pub(crate) rows: Option<usize>,
+}
+
+impl Saved {
+    /// Nothing saved yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Rows that are saved; none after a backward pass has used them.
+    pub fn rows(&self) -> Option<usize> {
+        self.rows
+    }
+}
+
+/// Sizes of a worker's buffers.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Need {
+    /// Lanes of the first operand's block.
+    pub(crate) block: usize,
+    /// Lanes of the second product's block.
+    pub(crate) second: usize,
+    /// Lanes of a part of a panel.
+    pub(crate) panel: usize,
+    /// Sums.
+    pub(crate) sums: usize,
+}
+
+/// Scratch of a worker.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    pub(crate) operands: AnyOperands,
+    pub(crate) sums: Buffer<f32>,
+}
+
+/// A worker's operands, of whatever lanes the last calls had.
+#[derive(Debug, Default)]
+pub(crate) struct AnyOperands {
+    pub(crate) single: Operands<f32>,
+    pub(crate) paired: Operands<Pair>,
+}
+
+/// A worker's operands.
+#[derive(Debug, Default)]
+pub(crate) struct Operands<L: Lane> {
+    pub(crate) block: Buffer<L>,
+    pub(crate) second: Buffer<L>,
+    pub(crate) panel: Buffer<L>,
+}
+
+impl Scratch {
+    fn reserve<L: Lane>(&mut self, need: Need) -> Result<(), KernelError> {
+        let operands = L::operands(&mut self.operands);
+        operands.block.at_least("a block of rows", need.block)?;
+        operands.second.at_least("a block of the hidden layer", need.second)?;
+        operands.panel.at_least("a panel of weights", need.panel)?;
+        self.sums.at_least("a tile of sums", need.sums).map(drop)
+    }
+}
