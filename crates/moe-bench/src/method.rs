@@ -1,7 +1,9 @@
 //! A router or a residual in a recipe.
 
 use crate::error::Misuse;
-use moe_routers::{ResidualConfig, RouterConfig, Settings, residual_config, router_config};
+use moe_routers::{
+    ConfigError, ResidualConfig, RouterConfig, Settings, residual_config, router_config,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -52,7 +54,8 @@ impl MethodRecipe {
     /// # Errors
     /// An unknown router, preset or key, or a bad value, with its place in the recipe.
     pub fn router(&self) -> Result<Box<dyn RouterConfig>, Misuse> {
-        router_config(&self.name, &self.settings).map_err(|e| Misuse::recipe("router", e))
+        let known = self.check_numbers().and_then(|()| router_config(&self.name, &self.settings));
+        known.map_err(|e| Misuse::recipe("router", e))
     }
 
     /// A residual's resolved settings.
@@ -60,7 +63,16 @@ impl MethodRecipe {
     /// # Errors
     /// An unknown residual, preset or key, or a bad value, with its place in the recipe.
     pub fn residual(&self) -> Result<Box<dyn ResidualConfig>, Misuse> {
-        residual_config(&self.name, &self.settings).map_err(|e| Misuse::recipe("residual", e))
+        let known = self.check_numbers().and_then(|()| residual_config(&self.name, &self.settings));
+        known.map_err(|e| Misuse::recipe("residual", e))
+    }
+
+    /// TOML has no null, but settings turn its `nan` and `inf` into one, which would stand for "none".
+    fn check_numbers(&self) -> Result<(), ConfigError> {
+        match self.settings.iter().find(|(_, value)| value.is_null()) {
+            Some((key, _)) => Err(ConfigError::setting(key, "nan and inf are no settings")),
+            None => Ok(()),
+        }
     }
 
     /// Puts every setting of the resolved method down, the preset it came from first.

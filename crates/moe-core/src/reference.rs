@@ -271,6 +271,25 @@ pub trait Reference {
     }
 }
 
+impl dyn Reference + '_ {
+    /// [`Reference::layer`] of tokens and logits that are finite. A NaN orders like any number in a
+    /// sort, so a rule would route it without a word.
+    ///
+    /// # Errors
+    ///
+    /// As [`Reference::layer`]; tokens or logits that are not finite.
+    pub fn forward(
+        &self,
+        input: &HostInput<'_>,
+        expert: &HostExpert<'_>,
+    ) -> Result<(Array2<f64>, HostRouting), RouteError> {
+        RouteError::check_finite("tokens", input.x_td)?;
+        let (y_td, routing) = self.layer(input, expert)?;
+        RouteError::check_finite("logits", routing.logits_te.view())?;
+        Ok((y_td, routing))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,6 +337,32 @@ mod tests {
         assert_eq!(input.previous, Some(&before));
         assert_eq!(input.attention_mtt, Some(attention_mtt.view()));
         assert_eq!(input.padding_t, Some(&padding_t[..]));
+    }
+
+    /// Sends every token to expert 0, and says that its logits are the tokens over their first value.
+    struct First;
+
+    impl Reference for First {
+        fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
+            let rows = (0..input.x_td.nrows()).map(|t| (t, 1.0)).collect();
+            let plan = SparsePlan::from_lists(input.x_td.nrows(), &[rows])?.into();
+            let logits_te = &input.x_td / input.x_td[[0, 0]];
+            let (gate_te, chosen, aux) = (logits_te.clone(), None, Vec::new());
+            Ok(HostRouting { plan, chosen, logits_te, gate_te, aux })
+        }
+    }
+
+    #[test]
+    fn forward_refuses_what_is_not_finite() {
+        let forward = |x_td: Array2<f64>| {
+            let first: &dyn Reference = &First;
+            let layer = first.forward(&HostInput::new(x_td.view()), &|_, rows| rows.to_owned());
+            layer.map(|(y_td, _)| y_td).map_err(|error| error.to_string())
+        };
+        assert_eq!(forward(array![[2.0], [1.0]]), Ok(array![[2.0], [1.0]]));
+        let refused = |what: &str| Err(format!("{what}, not finite"));
+        assert_eq!(forward(array![[2.0], [f64::NAN]]), refused("tokens at (1, 0) is NaN"));
+        assert_eq!(forward(array![[0.0], [1.0]]), refused("logits at (0, 0) is NaN"));
     }
 
     #[test]

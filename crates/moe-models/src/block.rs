@@ -169,7 +169,7 @@ impl FeedForward {
             index,
             router: rules
                 .router
-                .build(&params.child("router"), Dims { width: config.width, experts }),
+                .build(&params.child("router").wide(), Dims { width: config.width, experts }),
             experts: Experts::new(&params.child("experts"), shape, exec),
             capacity: rules.capacity,
             losses: rules.losses,

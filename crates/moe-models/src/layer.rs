@@ -44,7 +44,8 @@ impl MoeLayer {
     /// `[g, t, d] -> [g, t, d]`; groups never see each other.
     ///
     /// # Errors
-    /// If the router's settings leave no room for this number of tokens.
+    /// If the router's settings leave no room for this number of tokens; on the CPU, also tokens or
+    /// logits that are not finite.
     pub fn forward(
         &self,
         x_gtd: &Tensor,
@@ -58,7 +59,7 @@ impl MoeLayer {
             in_experts.set(in_experts.get() + start.elapsed());
             y_gtd
         };
-        let (y_gtd, mut routing) = self.router.layer(x_gtd, &cx, &execute)?;
+        let (y_gtd, mut routing) = self.router.forward(x_gtd, &cx, &execute)?;
         self.losses.apply(&mut routing, cx.padding_gt);
         let route_time = start.elapsed().saturating_sub(in_experts.get());
         let trace = LayerTrace {

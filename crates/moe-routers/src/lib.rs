@@ -29,6 +29,7 @@
 
 pub mod config;
 pub mod convert;
+pub mod guard;
 pub mod losses;
 pub mod noise;
 pub mod norm;

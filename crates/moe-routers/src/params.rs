@@ -70,7 +70,7 @@ impl ParamStore {
 
     /// Where a model's modules register their parameters.
     pub fn root(&self) -> Params<'_> {
-        Params { store: self, prefix: String::new() }
+        Params { store: self, prefix: String::new(), kind: self.kind }
     }
 
     /// Every entry, in the order of creation.
@@ -91,11 +91,12 @@ impl ParamStore {
         }
     }
 
-    fn value(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
-        let options = (self.kind, self.device);
+    fn value(&self, name: &str, shape: &[i64], init: Init, kind: Kind) -> Tensor {
         match init {
-            Init::Const(value) => Tensor::full(shape, value, options),
-            Init::Orthogonal(gain) => orthogonal(&self.value(name, shape, Init::Normal(1.0)), gain),
+            Init::Const(value) => Tensor::full(shape, value, (kind, self.device)),
+            Init::Orthogonal(gain) => {
+                orthogonal(&self.value(name, shape, Init::Normal(1.0), kind), gain)
+            }
             Init::Normal(std) => {
                 let mut key = [0; 32];
                 key[..8].copy_from_slice(&self.seed.to_le_bytes());
@@ -106,7 +107,7 @@ impl ParamStore {
                     .take(count)
                     .map(|z: f64| z * std)
                     .collect();
-                Tensor::from_slice(&values).view(shape).to_kind(self.kind).to_device(self.device)
+                Tensor::from_slice(&values).view(shape).to_kind(kind).to_device(self.device)
             }
         }
     }
@@ -128,12 +129,19 @@ fn orthogonal(normal: &Tensor, gain: f64) -> Tensor {
 pub struct Params<'a> {
     store: &'a ParamStore,
     prefix: String,
+    kind: Kind,
 }
 
 impl<'a> Params<'a> {
     /// The place `name` below this one.
     pub fn child(&self, name: impl std::fmt::Display) -> Params<'a> {
-        Params { store: self.store, prefix: self.full_name(&name.to_string()) }
+        Params { prefix: self.full_name(&name.to_string()), ..*self }
+    }
+
+    /// The same place for tensors that are at least `f32`, whatever the rest of the store is: routers
+    /// and their statistics are not computed in less (see [`guard`](crate::guard)).
+    pub fn wide(&self) -> Params<'a> {
+        Params { prefix: self.prefix.clone(), kind: crate::guard::wide(self.kind), ..*self }
     }
 
     /// Registers a new tensor.
@@ -149,7 +157,7 @@ impl<'a> Params<'a> {
                 given.shallow_clone()
             }
             None => {
-                let value = self.store.value(&name, shape, init);
+                let value = self.store.value(&name, shape, init, self.kind);
                 value.set_requires_grad(role != Role::Buffer)
             }
         };
@@ -176,7 +184,7 @@ impl<'a> Params<'a> {
 
     /// What learned values are stored in.
     pub fn kind(&self) -> Kind {
-        self.store.kind
+        self.kind
     }
 
     fn full_name(&self, name: &str) -> String {

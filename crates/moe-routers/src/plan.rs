@@ -202,7 +202,7 @@ impl SparseRows {
         let rows_t = self.rows_per_token();
         let offset_t = rows_t.cumsum(0, Kind::Int64) - rows_t;
         let by_token_n = self.token_n.argsort_stable(true, 0, false);
-        let weight_n = self.weight_n.index_select(0, &by_token_n);
+        let weight_n = self.weight_n.index_select(0, &by_token_n).to_kind(y_nd.kind());
         let (scale_by_frequency, sum_mode, sparse, last_offset) = (false, 0, false, false);
         let (y_td, ..) = Tensor::embedding_bag(
             y_nd,
@@ -244,7 +244,7 @@ impl SoftSlots {
     /// Mixtures that experts read, `[g, t, d] -> [e * g * p, d]`.
     fn dispatch(&self, x_gtd: &Tensor) -> Tensor {
         let (g, _, d) = x_gtd.size3().expect("[g, t, d]");
-        let x_gsd = self.dispatch_gts.transpose(1, 2).matmul(x_gtd);
+        let x_gsd = self.dispatch_gts.transpose(1, 2).to_kind(x_gtd.kind()).matmul(x_gtd);
         let x_gepd = x_gsd.view([g, self.experts(), self.slots_per_expert, d]);
         x_gepd.transpose(0, 1).reshape([-1, d])
     }
@@ -254,7 +254,8 @@ impl SoftSlots {
         let (g, _, s) = self.combine_gts.size3().expect("[g, t, s]");
         let d = y_nd.size()[1];
         let y_egpd = y_nd.view([self.experts(), g, self.slots_per_expert, d]);
-        self.combine_gts.matmul(&y_egpd.transpose(0, 1).reshape([g, s, d]))
+        let y_gsd = y_egpd.transpose(0, 1).reshape([g, s, d]);
+        self.combine_gts.to_kind(y_nd.kind()).matmul(&y_gsd)
     }
 
     fn to_host(&self) -> Vec<Plan> {
@@ -276,7 +277,8 @@ impl TensorPlan {
         }
     }
 
-    /// Brings the experts' rows back to their tokens, weighted and summed. `[n, d] -> [g, t, d]`.
+    /// Brings the experts' rows back to their tokens, weighted and summed, in the rows' own kind:
+    /// weights may be wider. `[n, d] -> [g, t, d]`.
     pub fn combine(&self, y_nd: &Tensor) -> Tensor {
         match self {
             Self::Sparse(rows) => rows.combine(y_nd),

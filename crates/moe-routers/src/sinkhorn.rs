@@ -265,6 +265,18 @@ mod tests {
         }
     }
 
+    /// An expert that nobody wants: its column of `K` is `e^-20` = 2e-9, no larger than the guard.
+    #[test]
+    fn the_guards_are_the_same_on_both_sides() {
+        let logits_te = array![[0.5, -20.0, 1.0], [0.0, -20.5, -1.0], [0.3, -21.0, 0.1]];
+        let tensor = tch::Tensor::from_slice(logits_te.as_slice().unwrap()).view([3, 3]);
+        let config = Config::preset("megatron");
+        let host_te = transport_host(&config, logits_te.view()).unwrap().plan_te;
+        let plan_te = to_host(&transport(&config, &tensor).unwrap().plan_te);
+        let limit = crate::tolerance::tolerance(Kind::Double).value;
+        assert!((plan_te - host_te).iter().all(|difference| difference.abs() < limit));
+    }
+
     /// The mean change ends the rounds, not the sum: both sides agree at every tolerance.
     #[test]
     fn both_sides_end_after_the_same_rounds() {

@@ -177,8 +177,20 @@ impl Reference for Host {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::suite;
     use moe_core::Plan;
     use ndarray::array;
+
+    /// No preset has a scale: here all have one.
+    #[test]
+    fn scaled_gates_meet_the_contract() {
+        let method =
+            Method::Router(|settings| Ok(Box::new(Config { scale: 2.5, ..resolve(settings)? })));
+        for preset in ["smoe", "plain", "mixtral"] {
+            let report = suite::check(&Paper { method, ..PAPER }, preset).unwrap();
+            assert!(report.violations.is_empty(), "{preset}: {:?}", report.violations);
+        }
+    }
 
     /// `x = 1` and `W = (ln 1, ln 2, ln 3)^T`, so that `softmax = (1/6, 2/6, 3/6)`.
     /// The two best are experts 2 and 1. `plain` weighs them 3/6 and 2/6; `smoe` and `mixtral`

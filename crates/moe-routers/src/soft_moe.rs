@@ -218,7 +218,18 @@ impl Reference for Host {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::suite;
     use ndarray::array;
+
+    /// The preset has one slot per expert, which hides the order of slots: here there are three.
+    #[test]
+    fn slots_of_an_expert_lie_together() {
+        let method = Method::Router(|settings| {
+            Ok(Box::new(Config { slots_per_expert: 3, ..resolve(settings)? }))
+        });
+        let report = suite::check(&Paper { method, ..PAPER }, "paper").unwrap();
+        assert!(report.violations.is_empty(), "{:?}", report.violations);
+    }
 
     /// Two tokens `x = (0, ln 3)`, one expert, one slot, `phi = 1`, unnormalised. The slot reads
     /// them with weights (1/4, 3/4); the only slot returns to both tokens with weight 1. With the

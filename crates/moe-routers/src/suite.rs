@@ -156,19 +156,24 @@ type Constants = Vec<Vec<(&'static str, Array2<f64>)>>;
 
 /// Remembers every draw, so that the reference gets the same ones.
 #[derive(Debug)]
-struct Recorded {
+pub struct Recorded {
     source: SeededNoise,
     seen: RefCell<BTreeMap<&'static str, Tensor>>,
 }
 
 impl Recorded {
+    /// Draws of `source`.
+    pub fn new(source: SeededNoise) -> Self {
+        Self { source, seen: RefCell::default() }
+    }
+
     fn keep(&self, site: Site, draw: Tensor) -> Tensor {
         self.seen.borrow_mut().insert(site.name, draw.shallow_clone());
         draw
     }
 
     /// The draws of group `g` as the reference takes them; a matrix is shared by all groups.
-    fn of_group(&self, g: i64) -> Vec<(&'static str, Array2<f64>)> {
+    pub fn of_group(&self, g: i64) -> Vec<(&'static str, Array2<f64>)> {
         let of =
             |draw: &Tensor| if draw.dim() == 2 { to_host(draw) } else { to_host(&draw.get(g)) };
         self.seen.borrow().iter().map(|(name, draw)| (*name, of(draw))).collect()
@@ -189,18 +194,19 @@ impl Noise for Recorded {
     }
 }
 
-/// Normal values for the suite's inputs and parameters.
-fn normal(name: &'static str, shape: &[i64]) -> Tensor {
+/// Normal values for tests' inputs and parameters, a function of name and shape, in doubles.
+pub fn normal(name: &'static str, shape: &[i64]) -> Tensor {
     let like = Tensor::zeros(shape, (Kind::Double, Device::Cpu));
     SeededNoise::train(7, 0).normal(Site { layer: 0, name }, &like)
 }
 
 /// Stand-ins for experts: nonlinear, and different from each other.
-fn expert(e: usize, rows: &Tensor) -> Tensor {
+pub fn expert(e: usize, rows: &Tensor) -> Tensor {
     rows.sin() * (e as f64 + 1.0)
 }
 
-fn host_expert(e: usize, rows: ArrayView2<'_, f64>) -> Array2<f64> {
+/// [`expert`] on the host.
+pub fn host_expert(e: usize, rows: ArrayView2<'_, f64>) -> Array2<f64> {
     rows.mapv(|v| v.sin() * (e as f64 + 1.0))
 }
 
@@ -236,7 +242,7 @@ impl Case {
         let x_gtd = normal("tokens", &[GROUPS, TOKENS, WIDTH]) * 1.2 + 0.7;
         let count = Tensor::arange(GROUPS * TOKENS, (Kind::Int64, Device::Cpu));
         let token_gt = (count * 7).remainder(VOCAB + 6).remainder(VOCAB).view([GROUPS, TOKENS]);
-        let noise = Recorded { source: SeededNoise::train(7, 0), seen: RefCell::default() };
+        let noise = Recorded::new(SeededNoise::train(7, 0));
         let (before, x_gtd) = (Before::new()?, x_gtd.set_requires_grad(true));
         let scores_gmtt = normal("attention", &[GROUPS, HEADS, TOKENS, TOKENS]);
         let attention_gmtt = scores_gmtt.softmax(-1, None::<Kind>);
@@ -266,7 +272,7 @@ impl Case {
             attention_gmtt: Some(&attention_gmtt),
             ..RouteCx::new(phase, &self.noise)
         };
-        self.router.layer(x_gtd, &cx, &|x_gtd, plan| plan.apply(x_gtd, expert))
+        self.router.forward(x_gtd, &cx, &|x_gtd, plan| plan.apply(x_gtd, expert))
     }
 
     /// Outputs with the stand-in experts, `[g, t, d]`, at evaluation, under attention that reads no
@@ -304,7 +310,9 @@ impl Case {
         phase: Phase,
         constants: &Constants,
     ) -> Result<Vec<(Array2<f64>, HostRouting)>, RouteError> {
-        self.of_reference(phase, constants, |reference, input| reference.layer(input, &host_expert))
+        self.of_reference(phase, constants, |reference, input| {
+            reference.forward(input, &host_expert)
+        })
     }
 
     /// Worst error of everything that routing gives back.

@@ -132,7 +132,7 @@ pub enum TrainError {
     /// The optimiser's kernel refused.
     #[error("the optimiser: {0}")]
     Optimizer(#[from] ShimError),
-    /// Loss or gradient is NaN or infinite; the weights were not touched.
+    /// Loss, gradient, or what a router reads is NaN or infinite; the weights were not touched.
     #[error(
         "step {step}: {what} is {value}; the weights of step {step} are unharmed; lower train.lr or train.clip"
     )]
@@ -215,7 +215,8 @@ impl Trainer {
         let (x_bt, y_bt) = to_device(&batch, self.device);
         let noise = SeededNoise::train(self.seed, step);
         let cx = RouteCx::new(Phase::Train { step }, &noise);
-        let (task, traces) = self.model.loss(&x_bt, &y_bt, &cx)?;
+        let (task, traces) =
+            self.model.loss(&x_bt, &y_bt, &cx).map_err(|error| refused(step, error))?;
         let loss = finite(step, "the loss", task.double_value(&[]))?;
 
         self.store.zero_grad();
@@ -293,6 +294,14 @@ pub fn named(store: &ParamStore) -> Vec<(String, Tensor)> {
 
 fn finite(step: u64, what: &'static str, value: f64) -> Result<f64, TrainError> {
     if value.is_finite() { Ok(value) } else { Err(TrainError::NotFinite { step, what, value }) }
+}
+
+/// Numbers that a router refused in a training step are those of a step that went wrong, as a loss is.
+fn refused(step: u64, error: RouteError) -> TrainError {
+    match error {
+        RouteError::NotFinite { what, value, .. } => TrainError::NotFinite { step, what, value },
+        error => error.into(),
+    }
 }
 
 /// What routers add to the objective.

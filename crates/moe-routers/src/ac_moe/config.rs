@@ -123,7 +123,8 @@ pub struct Config {
     pub gate: Gate,
     /// Deviation of the noise in training, times the number of experts.
     pub noise_std: f64,
-    /// Room per expert is `k floor(factor ceil(T / E))`; 0 is unlimited.
+    /// Room per expert is `k floor(factor ceil(T / E))`, which as in the code may come to none; a
+    /// factor of 0 is unlimited.
     pub capacity_factor: f64,
     /// Who reads the scaled tokens.
     pub scope: Scope,

@@ -1,10 +1,11 @@
 //! ACMoE by hand.
 
 use super::*;
+use crate::convert::{to_host, to_tensor};
 use crate::tolerance::{relative_error, tolerance};
 use moe_core::{HostInput, Plan};
 use ndarray::{Array2, array};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Two clusters of two tokens in the plane: cluster 0 is (1, 0), (3, 4), cluster 1 (0, 1), (4, 3).
 fn tokens() -> Array2<f64> {
@@ -40,6 +41,12 @@ fn weights_by_hand() {
         assert_close(&scaling.weights_cd.unwrap(), &array![[a, b], [b, a]]);
         let want = tokens() * array![[a, b], [a, b], [b, a], [b, a]];
         assert_close(&scaling.scaled_td, &want);
+        // The clip binds in no preset at the suite's size: the tensor side clips here.
+        let x_gtd = to_tensor(tokens().view(), &Tensor::zeros([0], (Kind::Double, Device::Cpu)));
+        let expert_gtk = Tensor::from_slice(&[0i64, 0, 1, 1]).view([1, 4, 1]);
+        let labels = Labels { expert_gtk, score_gtk: None, experts: 2 };
+        let scaling = scale(&config, &x_gtd.unsqueeze(0), Some(&labels), None).unwrap();
+        assert_close(&to_host(&scaling.scaled_gtd.get(0)), &want);
     }
 }
 
