@@ -138,6 +138,7 @@ fn bad_recipes_name_the_key() {
         ("router.name=swithc", &["router.name: unknown router `swithc`", "switch"]),
         ("router.top_k=9", &["router.top_k: 9 is outside 1..=4 (experts)"]),
         ("router.topk=2", &["router.topk: unknown key", "top_k"]),
+        ("router.capacity=nan", &["router.capacity: nan and inf are no settings"]),
         ("router.preset=olmo", &["router.preset: unknown preset `olmo`", "olmoe"]),
         ("model.heads=3", &["model.heads: 3 does not divide width 8"]),
         ("train.lr=-1", &["train.lr: -1 must be finite and at least 0"]),
