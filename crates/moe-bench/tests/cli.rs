@@ -146,6 +146,7 @@ fn bad_recipes_name_the_key() {
             "router={ name = 'token-graph', preset = 'attention', pool = 'single', head = 2 }",
             &["router.head: 2 is out of range 0..2 (model.heads)"],
         ),
+        ("router.capacity=nan", &["router.capacity: nan and inf are no settings"]),
         ("router.preset=olmo", &["router.preset: unknown preset `olmo`", "olmoe"]),
         ("model.heads=3", &["model.heads: 3 does not divide width 8"]),
         ("train.lr=-1", &["train.lr: -1 must be finite and at least 0"]),

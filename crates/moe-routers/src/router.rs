@@ -216,7 +216,8 @@ pub trait Router: Debug + Send {
     fn route(&self, x_gtd: &Tensor, cx: &RouteCx<'_>) -> Result<Routing, RouteError>;
 
     /// The whole sparse layer, `[g, t, d] -> [g, t, d]`, over the experts behind `execute`. A paper
-    /// that calls its experts more than once writes its own.
+    /// that calls its experts more than once writes its own. Models call it through `forward`
+    /// ([`guard`](crate::guard)).
     ///
     /// # Errors
     /// As [`Self::route`].

@@ -121,7 +121,10 @@ impl Rig {
         // Before the layer: a reference may rewrite parameters in place, as a route does, and what
         // was rewritten between forward and backward has no gradient.
         let reference = self.router.reference();
-        let torch = self.router.forward(x_gtd, &cx, &|x_gtd, plan| plan.apply(x_gtd, expert));
+        let torch = self.router.forward(x_gtd, &cx, &|x_gtd, plan| {
+            assert_eq!(x_gtd.kind(), self.kind, "experts read tokens as they came");
+            plan.apply(x_gtd, expert)
+        });
         let of_group = |g| self.of_group(reference.as_ref(), g, x_gtd, given, (phase, &noise));
         Both { torch, host: (0..GROUPS).map(of_group).collect() }
     }
