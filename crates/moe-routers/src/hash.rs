@@ -128,11 +128,10 @@ impl RouterConfig for Config {
 
     fn check(&self, experts: usize) -> Result<(), ConfigError> {
         let bad = |key, reason: String| Err(ConfigError::setting(key, reason));
-        let empty = |len: usize| len == 0;
         match self.mode {
             _ if experts == 0 => bad("experts", "0 must be at least 1".into()),
-            Mode::Random if empty(self.vocab) => bad("vocab", "0 must be at least 1".into()),
-            Mode::Balanced if empty(self.frequencies.len()) => {
+            Mode::Random if self.vocab == 0 => bad("vocab", "0 must be at least 1".into()),
+            Mode::Balanced if self.frequencies.is_empty() => {
                 bad("frequencies", "missing; a balanced table is made of them".into())
             }
             Mode::Balanced => {
@@ -143,9 +142,7 @@ impl RouterConfig for Config {
                     None => Ok(()),
                 }
             }
-            Mode::Table if empty(self.table.len()) => {
-                bad("table", "missing or of shape [0]".into())
-            }
+            Mode::Table if self.table.is_empty() => bad("table", "missing or of shape [0]".into()),
             Mode::Table => match self.table.iter().find(|&&e| e >= experts) {
                 Some(e) => bad("table", format!("expert {e} is out of range 0..{experts}")),
                 None => Ok(()),
