@@ -88,10 +88,8 @@ impl Schedule {
     pub fn check(self, range: Range) -> Result<(), ConfigError> {
         let Range { k_min, k_max, steps_total } = range;
         if k_min == 0 || k_min > k_max {
-            return Err(ConfigError::setting(
-                "k_min",
-                format!("{k_min} is outside 1..={k_max} (k_max)"),
-            ));
+            let reason = format!("{k_min} is outside 1..={k_max} (k_max)");
+            return Err(ConfigError::setting("k_min", reason));
         }
         let least = if self == Self::ExpIncrease { 300 } else { 1 };
         if steps_total < least {
@@ -173,10 +171,8 @@ impl RouterConfig for Config {
         self.schedule.check(range)?;
         for (key, k) in [("k_max", range.k_max), ("k_eval", self.top_k(experts, None))] {
             if !(1..=experts).contains(&k) {
-                return Err(ConfigError::setting(
-                    key,
-                    format!("{k} is outside 1..={experts} (experts)"),
-                ));
+                let reason = format!("{k} is outside 1..={experts} (experts)");
+                return Err(ConfigError::setting(key, reason));
             }
         }
         Ok(())
