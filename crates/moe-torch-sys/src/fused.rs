@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "kernels write into the memory of fresh tensors")]
 
 use crate::ShimError;
-use crate::graph::{Grads, attach, wants_graph};
+use crate::graph::{Grads, attach, own_grad, wants_graph};
 use crate::host::{values, values_mut, whole_numbers};
 use moe_kernels::{
     BackwardInput, BackwardOutput, Dtype, Isa, KernelError, Packed, Plan, Saved, Shape,
@@ -122,8 +122,7 @@ impl FusedBank {
     /// All experts on their rows, combined: `x_td` `[t, d]` to `[t, d]` of the same kind, on the graph of
     /// tokens, row weights and expert weights.
     ///
-    /// Gradients of expert weights that have a `grad` already are added to it in place, as autograd
-    /// would.
+    /// Gradients of expert weights that are leaves of the graph are added to their `grad` in place.
     ///
     /// # Errors
     /// See [`FusedError`].
@@ -178,7 +177,8 @@ impl FusedBank {
         let dy_td = dy_td.to_kind(Kind::Float).contiguous();
         let mut dx_td = step.x_td.empty_like();
         let mut dweight_n = step.rows.weight_n.empty_like();
-        let mut grads: Vec<Grad> = step.weights.iter().map(Grad::of).collect();
+        let grads: Result<Vec<Grad>, _> = step.weights.iter().map(Grad::of).collect();
+        let mut grads = grads.map_err(|e| e.to_string())?;
         let plan = step.rows.plan(step.tokens()).map_err(|e| e.to_string())?;
         let input = BackwardInput {
             weights: &step.weights(),
@@ -279,13 +279,14 @@ struct Grad {
 }
 
 impl Grad {
-    fn of(weight: &Tensor) -> Self {
-        let grad = weight.grad();
-        let usable = grad.defined() && grad.kind() == Kind::Float && grad.is_contiguous();
-        if usable && weight.is_leaf() {
-            return Self { tensor: grad, own: true };
+    fn of(weight: &Tensor) -> Result<Self, ShimError> {
+        if weight.is_leaf() && weight.requires_grad() {
+            let grad = own_grad(weight)?;
+            if grad.kind() == Kind::Float && grad.is_contiguous() {
+                return Ok(Self { tensor: grad, own: true });
+            }
         }
-        Self { tensor: weight.detach().zeros_like(), own: false }
+        Ok(Self { tensor: weight.detach().zeros_like(), own: false })
     }
 
     fn fresh(self) -> Option<Tensor> {

@@ -3,6 +3,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -104,6 +105,14 @@ bool moe_wants_graph(Tensor *const *inputs, size_t count) {
   for (size_t i = 0; i < count; ++i)
     if (inputs[i]->requires_grad()) return true;
   return false;
+}
+
+// The leaf's own gradient, zeros if it had none; the caller owns the handle.
+char *moe_own_grad(Tensor *leaf, Tensor **grad) {
+  return guarded([&] {
+    if (!leaf->grad().defined()) leaf->mutable_grad() = at::zeros_like(leaf->detach());
+    *grad = new Tensor(leaf->grad());
+  });
 }
 
 // `output`, computed from `inputs` without a graph, as a step of the graph. Takes `state` in any case.
