@@ -24,7 +24,8 @@ pub type Linear = (Array2<f64>, Array1<f64>);
 /// The gate's logits, `[b, n]`: three linear layers, ReLU between them.
 pub fn gate_mlp(z_bz: ArrayView2<'_, f64>, layers: &[Linear; 3]) -> Array2<f64> {
     let linear = |x: &Array2<f64>, (w, b): &Linear| x.dot(&w.t()) + b;
-    let relu = |x: Array2<f64>| x.mapv(|v| v.max(0.0));
+    // `max` would make a zero of a NaN.
+    let relu = |x: Array2<f64>| x.mapv(|v| if v < 0.0 { 0.0 } else { v });
     let h_bh = relu(linear(&z_bz.to_owned(), &layers[0]));
     linear(&relu(linear(&h_bh, &layers[1])), &layers[2])
 }
