@@ -15,10 +15,13 @@
 //!
 //! Axis letters: `t` tokens, `n` routed rows, `d` width, `h` hidden width, `k` depth in lanes.
 
-use crate::arch::{Kernel, Lane, Work};
+use std::ops::Range;
+use std::slice::ChunksExact;
+
+use crate::arch::{Job, Kernel, Lane, Work};
 use crate::combine::combine;
-use crate::forward::{self, Context, Span};
-use crate::gemm::{self, Block};
+use crate::forward::{self, Context, OnPanel, Span};
+use crate::gemm::{self, Operand};
 use crate::hidden::{BackRows, Hidden, PARTS, hidden_stride, pre_stride};
 use crate::pack::{Packed, stack};
 use crate::plan::Plan;
@@ -122,7 +125,9 @@ impl Work for Backward<'_, '_> {
         let spans = forward::blocks(plan, workers.len());
         let tasks =
             tasks_of::<K>(&spans, shape, [&mut *row_nd, pre_np, hidden_nh], output.dweight_n);
-        tasks::run(tasks, workers, |task, worker| cx.block(task, worker));
+        tasks::run(tasks, workers, |task, worker| {
+            kernel.vectorized(Block { cx: &cx, task, worker });
+        });
         combine(kernel, shape.width, rows_of, row_nd, output.dx_td);
         let rows = wgrad::Rows { input, pre_np, hidden_nh };
         wgrad::add(kernel, shape, rows, &mut output.weights, workers);
@@ -136,8 +141,8 @@ fn need<K: Kernel>(shape: &Shape) -> Need {
     let depth = shape.activation.maps() * shape.hidden.div_ceil(K::Lane::DEPTH);
     Need {
         block: forward.block.max(wgrad::operand_lanes::<K>()),
-        second: gemm::block_lanes::<K>(forward::MOST_ROWS, depth),
-        panel: gemm::DEPTH * K::NR,
+        second: gemm::block_lanes::<K>((*forward::MOST_ROWS_), depth),
+        panel: (*gemm::DEPTH_) * K::NR,
         sums: forward.sums,
     }
 }
@@ -181,22 +186,41 @@ struct Rows<'a, K> {
     recompute: bool,
 }
 
-impl<K: Kernel> Rows<'_, K> {
-    fn block(&self, mut task: Task<'_>, worker: &mut Scratch) {
+/// A task on a worker.
+struct Block<'a, K> {
+    cx: &'a Rows<'a, K>,
+    task: Task<'a>,
+    worker: &'a mut Scratch,
+}
+
+impl<K: Kernel> Job for Block<'_, K> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { cx, mut task, worker } = self;
         let Operands { block, second, panel } = K::Lane::operands(&mut worker.operands);
         let sums = &mut worker.sums;
-        self.forward.kernel.vectorized(|| {
-            if self.recompute {
-                self.forward.up(&task.span, block, sums, |hidden, sums| {
-                    hidden.keep::<K>(sums, task.rows.pre);
-                });
-            }
-            self.start_dweight(&mut task);
-            self.hidden(&mut task, block, second, panel, sums);
-            self.inputs(&mut task, second, panel, sums);
-        });
+        if cx.recompute {
+            cx.forward.up(&task.span, block, sums, Kept { pre: task.rows.pre });
+        }
+        cx.start_dweight(&mut task);
+        cx.hidden(&mut task, block, second, panel, sums);
+        cx.inputs(&mut task, second, panel, sums);
     }
+}
 
+/// Keeps what the activation sees.
+struct Kept<'a> {
+    pre: &'a mut [f32],
+}
+
+impl<K: Kernel> OnPanel<K> for Kept<'_> {
+    #[inline(always)]
+    fn run(&mut self, hidden: Hidden, sums: &mut [f32]) {
+        hidden.keep::<K>(sums, self.pre);
+    }
+}
+
+impl<K: Kernel> Rows<'_, K> {
     /// `dw = dy . b2`; the hidden layer's share is added later.
     #[inline(always)]
     fn start_dweight(&self, task: &mut Task<'_>) {
@@ -221,15 +245,18 @@ impl<K: Kernel> Rows<'_, K> {
     ) {
         let shape = self.forward.packed.shape();
         let block = self.forward.gather(self.dy_td, &task.span, block);
+        let kernel = self.forward.kernel;
         let w2_dh = matrix(self.weights.w2_edh, shape, task.span.expert);
+        let w2_dh = Factor { matrices: [Some(w2_dh), None], width: shape.hidden };
         let weight_n = &self.forward.plan.weight_n()[task.span.rows.clone()];
         let depth = shape.activation.maps() * self.forward.sizes.down_depth;
         for number in 0..shape.hidden.div_ceil(K::NR) {
-            let columns = Columns { matrix: w2_dh, width: shape.hidden, first: number * K::NR };
-            columns.multiply(self.forward.kernel, block, 0, panel, sums);
             let hidden = Hidden::of_gradient::<K>(shape, number, block.rows);
+            w2_dh.multiply(kernel, block, number, panel, sums, |tile| {
+                hidden.prefetch(kernel, tile, &task.rows);
+            });
             hidden.back::<K>(sums, weight_n, &mut task.rows);
-            hidden.pack_gradients::<K>(task.rows.pre, second, depth);
+            hidden.pack_gradients(self.forward.kernel, task.rows.pre, second, depth);
         }
     }
 
@@ -243,16 +270,15 @@ impl<K: Kernel> Rows<'_, K> {
         sums: &mut [f32],
     ) {
         let shape = self.forward.packed.shape();
-        let part = self.forward.sizes.down_depth;
-        let (rows, depth) = (task.span.rows.len(), shape.activation.maps() * part);
-        let block = Block { lanes: second, rows, depth };
-        let matrices = [self.weights.gate_ehd, Some(self.weights.w1_ehd)].into_iter().flatten();
-        let matrices = matrices.map(|stacked| matrix(stacked, shape, task.span.expert));
-        for first in (0..shape.width).step_by(K::NR) {
-            for (number, matrix) in matrices.clone().enumerate() {
-                let columns = Columns { matrix, width: shape.width, first };
-                columns.multiply(self.forward.kernel, block, number * part, panel, sums);
-            }
+        let rows = task.span.rows.len();
+        let depth = shape.activation.maps() * self.forward.sizes.down_depth;
+        let block = Operand { lanes: second, rows, depth };
+        let of_expert = |stacked| matrix(stacked, shape, task.span.expert);
+        let matrices = [self.weights.gate_ehd.map(of_expert), Some(of_expert(self.weights.w1_ehd))];
+        let factor = Factor { matrices, width: shape.width };
+        for number in 0..self.forward.sizes.down_panels {
+            factor.multiply(self.forward.kernel, block, number, panel, sums, |_| {});
+            let first = number * K::NR;
             let columns = first..shape.width.min(first + K::NR);
             for (dx_d, sums) in task.dx.chunks_exact_mut(shape.width).zip(sums.chunks_exact(K::NR))
             {
@@ -268,36 +294,77 @@ fn matrix<'a>(stacked: &'a [f32], shape: &Shape, expert: usize) -> &'a [f32] {
     &stacked[expert * size..][..size]
 }
 
-/// A panel's columns of a row-major matrix whose rows are the depth.
+/// Row-major matrices of one width, one above the other: the second factor of a product whose depth
+/// runs over their rows.
 #[derive(Clone, Copy)]
-struct Columns<'a> {
-    matrix: &'a [f32],
-    /// Of the matrix.
+struct Factor<'a> {
+    matrices: [Option<&'a [f32]>; 2],
     width: usize,
-    first: usize,
 }
 
-impl Columns<'_> {
-    /// `sums (+)= block x panel`, where the matrix is the depth from lane `start` on.
+/// A part of a panel of a [`Factor`].
+struct Piece<'a> {
+    /// Its rows, in full.
+    rows: ChunksExact<'a, f32>,
+    columns: Range<usize>,
+    /// Which depth of the product it is.
+    part: Range<usize>,
+}
+
+impl<'a> Piece<'a> {
+    fn rows(&self) -> impl Iterator<Item = &'a [f32]> + use<'a> {
+        let columns = self.columns.clone();
+        self.rows.clone().map(move |row| &row[columns.clone()])
+    }
+}
+
+impl<'a> Factor<'a> {
+    /// The pieces of a panel; none if there is no such panel.
+    #[inline(always)]
+    fn pieces<K: Kernel>(self, panel: usize) -> impl Iterator<Item = Piece<'a>> {
+        let first = self.width.min(panel * K::NR);
+        let columns = first..self.width.min(first + K::NR);
+        let matrices = self.matrices.into_iter().flatten().filter(move |_| first < self.width);
+        matrices.enumerate().flat_map(move |(number, matrix)| {
+            let depth = (matrix.len() / self.width).div_ceil(K::Lane::DEPTH);
+            let columns = columns.clone();
+            gemm::parts(depth).map(move |part| {
+                let values = K::Lane::DEPTH * self.width;
+                let rows = &matrix[part.start * values..matrix.len().min(part.end * values)];
+                let part = number * depth + part.start..number * depth + part.end;
+                Piece { rows: rows.chunks_exact(self.width), columns: columns.clone(), part }
+            })
+        })
+    }
+
+    /// `sums = operand x panel`. While tiles of one piece are multiplied, the lines of the next are
+    /// fetched: they lie a row apart, which no processor foresees. `before_each` runs before each
+    /// tile of the first piece, with its number.
     #[inline(always)]
     fn multiply<K: Kernel>(
-        &self,
+        self,
         kernel: K,
-        block: Block<'_, K::Lane>,
-        start: usize,
+        operand: Operand<'_, K::Lane>,
+        number: usize,
         panel: &mut [K::Lane],
         sums: &mut [f32],
+        mut before_each: impl FnMut(usize),
     ) {
-        let rows = self.matrix.len() / self.width;
-        for part in gemm::parts(rows.div_ceil(K::Lane::DEPTH)) {
-            let panel = &mut panel[..part.len() * K::NR];
-            let rows = self.matrix[part.start * K::Lane::DEPTH * self.width..]
-                .chunks_exact(self.width)
-                .take(part.len() * K::Lane::DEPTH);
-            let columns = self.first..self.width.min(self.first + K::NR);
-            stack(panel, K::NR, rows.map(|row| &row[columns.clone()]));
-            let part = start + part.start..start + part.end;
-            gemm::partial(kernel, block, part, panel, sums, || {});
+        let tiles = operand.rows.div_ceil(K::MR);
+        let mut next = self.pieces::<K>(number).chain(self.pieces::<K>(number + 1).take(1)).skip(1);
+        for piece in self.pieces::<K>(number) {
+            let panel = &mut panel[..piece.part.len() * K::NR];
+            stack(panel, K::NR, piece.rows());
+            let ahead = next.next();
+            let share = ahead.as_ref().map_or(0, |ahead| ahead.rows.len().div_ceil(tiles));
+            let mut ahead = ahead.map(|ahead| ahead.rows()).into_iter().flatten();
+            let first = piece.part.start == 0;
+            gemm::partial(kernel, operand, piece.part, panel, sums, |tile| {
+                if first {
+                    before_each(tile);
+                }
+                ahead.by_ref().take(share).for_each(|row| kernel.prefetch(row));
+            });
         }
     }
 }

@@ -9,18 +9,20 @@
 
 use std::ops::Range;
 
-use crate::arch::{Kernel, Lane, Work};
+use crate::arch::{Job, Kernel, Lane, Work};
 use crate::combine::combine;
-use crate::gemm::{self, Block};
+use crate::gemm::{self, Operand};
 use crate::hidden::{Hidden, pre_stride};
-use crate::pack::{Expert, Packed, Panelled};
+use crate::pack::{Packed, Panelled};
 use crate::plan::Plan;
 use crate::shape::Shape;
 use crate::workspace::{Need, Operands, Saved, Scratch, Workspace};
 use crate::{KernelError, tasks};
 
 /// Most rows of a task.
-pub(crate) const MOST_ROWS: usize = 252;
+pub(crate) static MOST_ROWS_: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| {
+    std::env::var("KM").ok().and_then(|v| v.parse().ok()).unwrap_or(252)
+});
 
 /// Runs all experts on their rows and writes every token's weighted sum to `y_td`, `[t, d]`: zeros
 /// for tokens without rows. `x_td` is `[t, d]`. With `save`, what the activations saw is kept there
@@ -84,7 +86,9 @@ impl Work for Forward<'_> {
         let cx = Context::new(kernel, packed, plan, x_td);
         let spans = blocks(plan, workspace.workers.len());
         let tasks = tasks_of(&spans, row_nd, shape.width, pre_np, pre_stride::<K>(shape));
-        tasks::run(tasks, &mut workspace.workers, |task, worker| cx.block(task, worker));
+        tasks::run(tasks, &mut workspace.workers, |task, worker| {
+            kernel.vectorized(Block { cx: &cx, task, worker });
+        });
         combine(kernel, shape.width, &workspace.rows_of, row_nd, y_td);
         Ok(())
     }
@@ -118,10 +122,10 @@ pub(crate) struct Span {
 }
 
 /// Cuts the rows of all experts into blocks of like size, in the order of the plan: small enough to
-/// keep all workers busy, and never above [`MOST_ROWS`].
+/// keep all workers busy, and never above [`(*MOST_ROWS_)`].
 pub(crate) fn blocks(plan: &Plan<'_>, workers: usize) -> Vec<Span> {
     let share = plan.rows().max(1).div_ceil(workers * 4).next_multiple_of(32);
-    let most = share.min(MOST_ROWS);
+    let most = share.min((*MOST_ROWS_));
     let cut = |expert: usize| {
         let rows = plan.span(expert);
         let count = rows.len().div_ceil(most);
@@ -147,10 +151,10 @@ impl Saved {
 pub(crate) fn need<K: Kernel>(shape: &Shape) -> Need {
     let sizes = Panelled::of::<K>(shape);
     Need {
-        block: gemm::block_lanes::<K>(MOST_ROWS, sizes.up_depth),
-        second: gemm::block_lanes::<K>(MOST_ROWS, sizes.down_depth),
+        block: gemm::block_lanes::<K>((*MOST_ROWS_), sizes.up_depth),
+        second: gemm::block_lanes::<K>((*MOST_ROWS_), sizes.down_depth),
         panel: 0,
-        sums: gemm::block_sums::<K>(MOST_ROWS),
+        sums: gemm::block_sums::<K>((*MOST_ROWS_)),
     }
 }
 
@@ -160,6 +164,51 @@ struct Task<'a> {
     y: &'a mut [f32],
     /// What the activation saw.
     pre: Option<&'a mut [f32]>,
+}
+
+/// A task on a worker.
+struct Block<'a, K> {
+    cx: &'a Context<'a, K>,
+    task: Task<'a>,
+    worker: &'a mut Scratch,
+}
+
+impl<K: Kernel> Job for Block<'_, K> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { cx, mut task, worker } = self;
+        let Operands { block, second, .. } = K::Lane::operands(&mut worker.operands);
+        let depth = cx.sizes.down_depth;
+        let activated =
+            Activated { kernel: cx.kernel, pre: task.pre.as_deref_mut(), to: &mut *second, depth };
+        cx.up(&task.span, block, &mut worker.sums, activated);
+        cx.down(&mut task, second, &mut worker.sums);
+    }
+}
+
+/// What is done with the sums of each panel of the first product.
+pub(crate) trait OnPanel<K> {
+    /// Does it; to be marked `#[inline(always)]`.
+    fn run(&mut self, hidden: Hidden, sums: &mut [f32]);
+}
+
+/// Activates the hidden layer and packs it for the second product.
+struct Activated<'a, K: Kernel> {
+    kernel: K,
+    pre: Option<&'a mut [f32]>,
+    to: &'a mut [K::Lane],
+    depth: usize,
+}
+
+impl<K: Kernel> OnPanel<K> for Activated<'_, K> {
+    #[inline(always)]
+    fn run(&mut self, hidden: Hidden, sums: &mut [f32]) {
+        if let Some(pre) = &mut self.pre {
+            hidden.keep::<K>(sums, pre);
+        }
+        hidden.activate::<K>(sums);
+        hidden.pack(self.kernel, sums, self.to, self.depth);
+    }
 }
 
 /// What all tasks read.
@@ -176,21 +225,6 @@ impl<'a, K: Kernel> Context<'a, K> {
         Self { kernel, packed, plan, x_td, sizes: Panelled::of::<K>(packed.shape()) }
     }
 
-    fn block(&self, mut task: Task<'_>, worker: &mut Scratch) {
-        let expert = self.packed.expert::<K>(task.span.expert);
-        let Operands { block, second, .. } = K::Lane::operands(&mut worker.operands);
-        self.kernel.vectorized(|| {
-            self.up(&task.span, block, &mut worker.sums, |hidden, sums| {
-                if let Some(pre) = &mut task.pre {
-                    hidden.keep::<K>(sums, pre);
-                }
-                hidden.activate::<K>(sums);
-                hidden.pack::<K>(sums, second, self.sizes.down_depth);
-            });
-            self.down(&mut task, expert, second, &mut worker.sums);
-        });
-    }
-
     /// Gathers rows of `from`, `[t, d]`, into a block.
     #[inline(always)]
     pub(crate) fn gather<'b>(
@@ -198,13 +232,13 @@ impl<'a, K: Kernel> Context<'a, K> {
         from: &[f32],
         span: &Span,
         to: &'b mut [K::Lane],
-    ) -> Block<'b, K::Lane> {
+    ) -> Operand<'b, K::Lane> {
         let token_n = &self.plan.token_n()[span.rows.clone()];
         let (width, depth) = (self.packed.shape().width, self.sizes.up_depth);
         let row = |row: usize| &from[token_n[row] as usize * width..][..width];
         let to = &mut to[..gemm::block_lanes::<K>(token_n.len(), depth)];
-        gemm::gather::<K>(to, depth, token_n.len(), row);
-        Block { lanes: to, rows: token_n.len(), depth }
+        gemm::gather(self.kernel, to, depth, token_n.len(), row);
+        Operand { lanes: to, rows: token_n.len(), depth }
     }
 
     /// The first product: `each` gets the sums of every panel, biases added.
@@ -214,7 +248,7 @@ impl<'a, K: Kernel> Context<'a, K> {
         span: &Span,
         block: &mut [K::Lane],
         sums: &mut [f32],
-        mut each: impl FnMut(Hidden, &mut [f32]),
+        mut each: impl OnPanel<K>,
     ) {
         let expert = self.packed.expert::<K>(span.expert);
         let block = self.gather(self.x_td, span, block);
@@ -225,21 +259,16 @@ impl<'a, K: Kernel> Context<'a, K> {
             gemm::product(self.kernel, block, panel, ahead, sums);
             let hidden = Hidden::of::<K>(self.packed.shape(), number, block.rows);
             hidden.add_bias::<K>(expert.b1_h, sums);
-            each(hidden, sums);
+            each.run(hidden, sums);
         }
     }
 
     #[inline(always)]
-    fn down(
-        &self,
-        task: &mut Task<'_>,
-        expert: Expert<'_, K::Lane>,
-        second: &[K::Lane],
-        sums: &mut [f32],
-    ) {
+    fn down(&self, task: &mut Task<'_>, second: &[K::Lane], sums: &mut [f32]) {
+        let expert = self.packed.expert::<K>(task.span.expert);
         let weight_n = &self.plan.weight_n()[task.span.rows.clone()];
         let depth = self.sizes.down_depth;
-        let block = Block { lanes: second, rows: weight_n.len(), depth };
+        let block = Operand { lanes: second, rows: weight_n.len(), depth };
         let panels = expert.down.chunks_exact(depth * K::NR);
         let ahead = panels.clone().skip(1).chain([&[][..]]);
         for (number, (panel, ahead)) in panels.zip(ahead).enumerate() {

@@ -11,7 +11,8 @@
 /// stay in registers. `$step` is one step of depth and `$put` stores a register of sums.
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_kernel {
-    ($name:ty, $features:literal, $lane:ty, $zero:ident, $step:ident, $put:ident, $($rows:literal)*) => {
+    ($name:ty, $features:literal, $lane:ty, $zero:ident, $step:ident, $put:ident,
+     $($rows:literal)* $(; $transpose:path)?) => {
         impl $crate::arch::Kernel for $name {
             type Lane = $lane;
             const MR: usize = MR;
@@ -61,14 +62,26 @@ macro_rules! x86_kernel {
                 }
             }
 
-            #[inline(always)]
-            fn vectorized<R>(self, f: impl FnOnce() -> R) -> R {
+            $(
+                #[inline(always)]
+                fn transposed(
+                    self,
+                    square: &$crate::arch::Square<$lane>,
+                ) -> $crate::arch::Square<$lane> {
+                    let mut to = [[<$lane>::default(); $crate::arch::SIDE]; $crate::arch::SIDE];
+                    // SAFETY: `self` proves the features; both are squares of lanes of 32 bits.
+                    unsafe { $transpose(square.as_ptr().cast(), to.as_mut_ptr().cast()) };
+                    to
+                }
+            )?
+
+            fn vectorized<J: $crate::arch::Job>(self, job: J) {
                 #[target_feature(enable = $features)]
-                fn inner<R>(f: impl FnOnce() -> R) -> R {
-                    f()
+                fn inner<J: $crate::arch::Job>(job: J) {
+                    job.run();
                 }
                 // SAFETY: `self` proves the features.
-                unsafe { inner(f) }
+                unsafe { inner(job) }
             }
 
             #[inline(always)]
@@ -200,6 +213,19 @@ fn to_bf16(x: f32) -> u32 {
     if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
 }
 
+/// Rows and columns of a square that is transposed at once.
+pub(crate) const SIDE: usize = 16;
+
+/// A square of lanes.
+pub(crate) type Square<L> = [[L; SIDE]; SIDE];
+
+/// Work that is compiled with the features of an instruction set, if its `run` and all that it calls
+/// are inlined: a closure cannot be told to be.
+pub(crate) trait Job {
+    /// Does it; to be marked `#[inline(always)]`.
+    fn run(self);
+}
+
 /// A microkernel, and the proof that the processor can run it: only detection makes one.
 pub(crate) trait Kernel: Copy + Send + Sync {
     /// What it multiplies.
@@ -225,8 +251,20 @@ pub(crate) trait Kernel: Copy + Send + Sync {
         add: bool,
     );
 
-    /// Runs `f`, compiled for this instruction set.
-    fn vectorized<R>(self, f: impl FnOnce() -> R) -> R;
+    /// Runs `job`, compiled for this instruction set.
+    fn vectorized<J: Job>(self, job: J);
+
+    /// Transposes a square.
+    #[inline(always)]
+    fn transposed(self, square: &Square<Self::Lane>) -> Square<Self::Lane> {
+        let mut to = [[Self::Lane::default(); SIDE]; SIDE];
+        for (i, row) in square.iter().enumerate() {
+            for (to, &lane) in to.iter_mut().zip(row) {
+                to[i] = lane;
+            }
+        }
+        to
+    }
 
     /// Asks for the cache lines of `values`, which will be read soon.
     fn prefetch<T>(self, values: &[T]);

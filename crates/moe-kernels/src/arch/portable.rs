@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::{Kernel, Lane, tile_depth};
+use super::{Job, Kernel, Lane, tile_depth};
 
 const MR: usize = 4;
 const NR: usize = 8;
@@ -44,8 +44,8 @@ impl<L: Lane> Kernel for Portable<L> {
         }
     }
 
-    fn vectorized<R>(self, f: impl FnOnce() -> R) -> R {
-        f()
+    fn vectorized<J: Job>(self, job: J) {
+        job.run();
     }
 
     fn prefetch<T>(self, _values: &[T]) {}
