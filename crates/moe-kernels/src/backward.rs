@@ -18,10 +18,10 @@
 use std::ops::Range;
 use std::slice::ChunksExact;
 
-use crate::arch::{Job, Kernel, Lane, Work};
+use crate::arch::{Isa, Job, Kernel, Lane, Work};
 use crate::combine::combine;
 use crate::forward::{self, Context, OnPanel, Span};
-use crate::gemm::{self, Operand};
+use crate::gemm::{self, Operand, Sums};
 use crate::hidden::{BackRows, Hidden, PARTS, hidden_stride, pre_stride};
 use crate::pack::{Packed, stack};
 use crate::plan::Plan;
@@ -70,9 +70,8 @@ pub fn backward(
     workspace: &mut Workspace,
 ) -> Result<(), KernelError> {
     check(packed, &input, output)?;
-    let rows = input.plan.rows();
-    if let Some(got) = saved.as_ref().map(|saved| saved.rows).filter(|&got| got != Some(rows)) {
-        return Err(KernelError::Saved { expected: rows, got: got.unwrap_or(0) });
+    if let Some(saved) = &saved {
+        check_saved(packed, input.plan.rows(), saved)?;
     }
     packed.isa().run(packed.dtype(), Backward { packed, input, output, saved, workspace })
 }
@@ -93,6 +92,16 @@ fn check(
     output.weights.check(shape)
 }
 
+/// Refuses a hidden layer of other rows, or of another bank.
+fn check_saved(packed: &Packed, expected: usize, saved: &Saved) -> Result<(), KernelError> {
+    let own =
+        |(shape, isa, _): &(Shape, Isa, usize)| (shape, *isa) == (packed.shape(), packed.isa());
+    match saved.holds.filter(own) {
+        Some((_, _, rows)) if rows == expected => Ok(()),
+        other => Err(KernelError::Saved { expected, got: other.map_or(0, |(_, _, rows)| rows) }),
+    }
+}
+
 struct Backward<'a, 'o> {
     packed: &'a Packed,
     input: BackwardInput<'a>,
@@ -108,11 +117,11 @@ impl Work for Backward<'_, '_> {
         let Self { packed, input, output, saved, workspace } = self;
         let (shape, plan) = (packed.shape(), input.plan);
         workspace.reserve::<K::Lane>(need::<K>(shape))?;
-        let Workspace { workers, row_nd, hidden_nh, pre, rows_of } = workspace;
+        let Workspace { workers, row_nd, hidden_nh, pre, rows_of, .. } = workspace;
         rows_of.sort(plan.tokens(), plan.token_n())?;
         let recompute = saved.is_none();
         let saved = saved.unwrap_or(pre);
-        let pre_np = saved.prepare::<K>(shape, plan.rows())?;
+        let pre_np = saved.prepare::<K>(packed, plan.rows())?;
         let row_nd = row_nd.at_least("gradients of rows", plan.rows() * shape.width)?;
         let stride = hidden_stride::<K>(shape);
         let hidden_nh = hidden_nh.at_least("the hidden layer", plan.rows() * stride)?;
@@ -131,7 +140,7 @@ impl Work for Backward<'_, '_> {
         combine(kernel, shape.width, rows_of, row_nd, output.dx_td);
         let rows = wgrad::Rows { input, pre_np, hidden_nh };
         wgrad::add(kernel, shape, rows, &mut output.weights, workers);
-        saved.rows = None;
+        saved.holds = None;
         Ok(())
     }
 }
@@ -141,8 +150,8 @@ fn need<K: Kernel>(shape: &Shape) -> Need {
     let depth = shape.activation.maps() * shape.hidden.div_ceil(K::Lane::DEPTH);
     Need {
         block: forward.block.max(wgrad::operand_lanes::<K>()),
-        second: gemm::block_lanes::<K>((*forward::MOST_ROWS_), depth),
-        panel: (*gemm::DEPTH_) * K::NR,
+        second: gemm::block_lanes::<K>(forward::MOST_ROWS, depth),
+        panel: gemm::DEPTH.max(wgrad::DEPTH) * K::NR,
         sums: forward.sums,
     }
 }
@@ -250,13 +259,26 @@ impl<K: Kernel> Rows<'_, K> {
         let w2_dh = Factor { matrices: [Some(w2_dh), None], width: shape.hidden };
         let weight_n = &self.forward.plan.weight_n()[task.span.rows.clone()];
         let depth = shape.activation.maps() * self.forward.sizes.down_depth;
+        let mut product = Product { kernel, operand: block, panel };
         for number in 0..shape.hidden.div_ceil(K::NR) {
             let hidden = Hidden::of_gradient::<K>(shape, number, block.rows);
-            w2_dh.multiply(kernel, block, number, panel, sums, |tile| {
-                hidden.prefetch(kernel, tile, &task.rows);
-            });
+            let mut depths = w2_dh.depths::<K>().peekable();
+            let first = depths.peek().cloned();
+            while let Some(depth) = depths.next() {
+                let Some(piece) = w2_dh.piece::<K>(number, &depth) else { break };
+                let next = match depths.peek() {
+                    Some(next) => w2_dh.piece::<K>(number, next),
+                    None => first.as_ref().and_then(|next| w2_dh.piece::<K>(number + 1, next)),
+                };
+                let start = piece.part.start == 0;
+                product.multiply(piece, next, Sums { to: sums, stride: K::NR }, |tile| {
+                    if start {
+                        hidden.prefetch(kernel, tile, &task.rows);
+                    }
+                });
+            }
             hidden.back::<K>(sums, weight_n, &mut task.rows);
-            hidden.pack_gradients(self.forward.kernel, task.rows.pre, second, depth);
+            hidden.pack_gradients(kernel, task.rows.pre, second, depth);
         }
     }
 
@@ -276,14 +298,24 @@ impl<K: Kernel> Rows<'_, K> {
         let of_expert = |stacked| matrix(stacked, shape, task.span.expert);
         let matrices = [self.weights.gate_ehd.map(of_expert), Some(of_expert(self.weights.w1_ehd))];
         let factor = Factor { matrices, width: shape.width };
-        for number in 0..self.forward.sizes.down_panels {
-            factor.multiply(self.forward.kernel, block, number, panel, sums, |_| {});
-            let first = number * K::NR;
-            let columns = first..shape.width.min(first + K::NR);
-            for (dx_d, sums) in task.dx.chunks_exact_mut(shape.width).zip(sums.chunks_exact(K::NR))
-            {
-                dx_d[columns.clone()].copy_from_slice(&sums[..columns.len()]);
+        let stride = gemm::sums_stride::<K>(shape.width);
+        let mut product = Product { kernel: self.forward.kernel, operand: block, panel };
+        let mut depths = factor.depths::<K>().peekable();
+        while let Some(depth) = depths.next() {
+            for number in 0..self.forward.sizes.down_panels {
+                let Some(piece) = factor.piece::<K>(number, &depth) else { break };
+                let after = || factor.piece::<K>(0, depths.peek()?);
+                let next = factor.piece::<K>(number + 1, &depth).or_else(after);
+                product.multiply(
+                    piece,
+                    next,
+                    Sums { to: &mut sums[number * K::NR..], stride },
+                    |_| {},
+                );
             }
+        }
+        for (dx_d, sums) in task.dx.chunks_exact_mut(shape.width).zip(sums.chunks(stride)) {
+            dx_d.copy_from_slice(&sums[..shape.width]);
         }
     }
 }
@@ -300,6 +332,15 @@ fn matrix<'a>(stacked: &'a [f32], shape: &Shape, expert: usize) -> &'a [f32] {
 struct Factor<'a> {
     matrices: [Option<&'a [f32]>; 2],
     width: usize,
+}
+
+/// Which depth of a product: a range of lanes of one of a factor's matrices.
+#[derive(Clone)]
+struct Depth {
+    matrix: usize,
+    lanes: Range<usize>,
+    /// Where the matrix starts in the whole depth.
+    start: usize,
 }
 
 /// A part of a panel of a [`Factor`].
@@ -319,53 +360,59 @@ impl<'a> Piece<'a> {
 }
 
 impl<'a> Factor<'a> {
-    /// The pieces of a panel; none if there is no such panel.
-    #[inline(always)]
-    fn pieces<K: Kernel>(self, panel: usize) -> impl Iterator<Item = Piece<'a>> {
-        let first = self.width.min(panel * K::NR);
-        let columns = first..self.width.min(first + K::NR);
-        let matrices = self.matrices.into_iter().flatten().filter(move |_| first < self.width);
-        matrices.enumerate().flat_map(move |(number, matrix)| {
-            let depth = (matrix.len() / self.width).div_ceil(K::Lane::DEPTH);
-            let columns = columns.clone();
-            gemm::parts(depth).map(move |part| {
-                let values = K::Lane::DEPTH * self.width;
-                let rows = &matrix[part.start * values..matrix.len().min(part.end * values)];
-                let part = number * depth + part.start..number * depth + part.end;
-                Piece { rows: rows.chunks_exact(self.width), columns: columns.clone(), part }
-            })
+    /// The parts of the depth.
+    fn depths<K: Kernel>(self) -> impl Iterator<Item = Depth> + Clone {
+        let lengths = self.matrices.into_iter().enumerate();
+        let lengths = lengths.filter_map(|(number, matrix)| Some((number, matrix?.len())));
+        lengths.enumerate().flat_map(move |(above, (matrix, length))| {
+            let depth = (length / self.width).div_ceil(K::Lane::DEPTH);
+            let part = move |lanes| Depth { matrix, lanes, start: above * depth };
+            gemm::parts(depth, gemm::DEPTH).map(part)
         })
     }
 
-    /// `sums = operand x panel`. While tiles of one piece are multiplied, the lines of the next are
-    /// fetched: they lie a row apart, which no processor foresees. `before_each` runs before each
-    /// tile of the first piece, with its number.
+    /// A part of a panel; none if there is no such panel.
     #[inline(always)]
-    fn multiply<K: Kernel>(
-        self,
-        kernel: K,
-        operand: Operand<'_, K::Lane>,
-        number: usize,
-        panel: &mut [K::Lane],
-        sums: &mut [f32],
+    fn piece<K: Kernel>(self, panel: usize, depth: &Depth) -> Option<Piece<'a>> {
+        let first = panel * K::NR;
+        let matrix = self.matrices[depth.matrix].filter(|_| first < self.width)?;
+        let values = K::Lane::DEPTH * self.width;
+        let Range { start, end } = depth.lanes;
+        Some(Piece {
+            rows: matrix[start * values..matrix.len().min(end * values)].chunks_exact(self.width),
+            columns: first..self.width.min(first + K::NR),
+            part: depth.start + start..depth.start + end,
+        })
+    }
+}
+
+/// A product with pieces of a factor.
+struct Product<'a, K: Kernel> {
+    kernel: K,
+    operand: Operand<'a, K::Lane>,
+    panel: &'a mut [K::Lane],
+}
+
+impl<K: Kernel> Product<'_, K> {
+    /// Multiplies with one piece. Meanwhile the lines of the next are fetched: they lie a row apart,
+    /// which no processor foresees. `before_each` runs before each tile, with its number.
+    #[inline(always)]
+    fn multiply(
+        &mut self,
+        piece: Piece<'_>,
+        next: Option<Piece<'_>>,
+        sums: Sums<'_>,
         mut before_each: impl FnMut(usize),
     ) {
-        let tiles = operand.rows.div_ceil(K::MR);
-        let mut next = self.pieces::<K>(number).chain(self.pieces::<K>(number + 1).take(1)).skip(1);
-        for piece in self.pieces::<K>(number) {
-            let panel = &mut panel[..piece.part.len() * K::NR];
-            stack(panel, K::NR, piece.rows());
-            let ahead = next.next();
-            let share = ahead.as_ref().map_or(0, |ahead| ahead.rows.len().div_ceil(tiles));
-            let mut ahead = ahead.map(|ahead| ahead.rows()).into_iter().flatten();
-            let first = piece.part.start == 0;
-            gemm::partial(kernel, operand, piece.part, panel, sums, |tile| {
-                if first {
-                    before_each(tile);
-                }
-                ahead.by_ref().take(share).for_each(|row| kernel.prefetch(row));
-            });
-        }
+        let panel = &mut self.panel[..piece.part.len() * K::NR];
+        stack(panel, K::NR, piece.rows());
+        let tiles = self.operand.rows.div_ceil(K::MR);
+        let share = next.as_ref().map_or(0, |next| next.rows.len().div_ceil(tiles));
+        let mut ahead = next.map(|next| next.rows()).into_iter().flatten();
+        gemm::partial(self.kernel, self.operand, piece.part, panel, sums, |tile| {
+            before_each(tile);
+            ahead.by_ref().take(share).for_each(|row| self.kernel.prefetch(row));
+        });
     }
 }
 

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use crate::arch::{Job, Kernel, Lane, Work};
 use crate::combine::combine;
-use crate::gemm::{self, Operand};
+use crate::gemm::{self, Operand, Sums};
 use crate::hidden::{Hidden, pre_stride};
 use crate::pack::{Packed, Panelled};
 use crate::plan::Plan;
@@ -20,9 +20,7 @@ use crate::workspace::{Need, Operands, Saved, Scratch, Workspace};
 use crate::{KernelError, tasks};
 
 /// Most rows of a task.
-pub(crate) static MOST_ROWS_: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| {
-    std::env::var("KM").ok().and_then(|v| v.parse().ok()).unwrap_or(252)
-});
+pub(crate) const MOST_ROWS: usize = 504;
 
 /// Runs all experts on their rows and writes every token's weighted sum to `y_td`, `[t, d]`: zeros
 /// for tokens without rows. `x_td` is `[t, d]`. With `save`, what the activations saw is kept there
@@ -82,7 +80,7 @@ impl Work for Forward<'_> {
         workspace.reserve::<K::Lane>(need::<K>(shape))?;
         workspace.rows_of.sort(plan.tokens(), plan.token_n())?;
         let row_nd = workspace.row_nd.at_least("results of rows", plan.rows() * shape.width)?;
-        let pre_np = save.map(|saved| saved.prepare::<K>(shape, plan.rows())).transpose()?;
+        let pre_np = save.map(|saved| saved.prepare::<K>(packed, plan.rows())).transpose()?;
         let cx = Context::new(kernel, packed, plan, x_td);
         let spans = blocks(plan, workspace.workers.len());
         let tasks = tasks_of(&spans, row_nd, shape.width, pre_np, pre_stride::<K>(shape));
@@ -122,10 +120,10 @@ pub(crate) struct Span {
 }
 
 /// Cuts the rows of all experts into blocks of like size, in the order of the plan: small enough to
-/// keep all workers busy, and never above [`(*MOST_ROWS_)`].
+/// keep all workers busy, and never above [`MOST_ROWS`].
 pub(crate) fn blocks(plan: &Plan<'_>, workers: usize) -> Vec<Span> {
     let share = plan.rows().max(1).div_ceil(workers * 4).next_multiple_of(32);
-    let most = share.min((*MOST_ROWS_));
+    let most = share.min(MOST_ROWS);
     let cut = |expert: usize| {
         let rows = plan.span(expert);
         let count = rows.len().div_ceil(most);
@@ -136,13 +134,14 @@ pub(crate) fn blocks(plan: &Plan<'_>, workers: usize) -> Vec<Span> {
 }
 
 impl Saved {
-    /// Room for `rows` rows.
+    /// Room for the rows of a plan.
     pub(crate) fn prepare<K: Kernel>(
         &mut self,
-        shape: &Shape,
+        packed: &Packed,
         rows: usize,
     ) -> Result<&mut [f32], KernelError> {
-        self.rows = Some(rows);
+        let shape = packed.shape();
+        self.holds = Some((*shape, packed.isa(), rows));
         self.values.at_least("the saved hidden layer", rows * pre_stride::<K>(shape))
     }
 }
@@ -151,10 +150,10 @@ impl Saved {
 pub(crate) fn need<K: Kernel>(shape: &Shape) -> Need {
     let sizes = Panelled::of::<K>(shape);
     Need {
-        block: gemm::block_lanes::<K>((*MOST_ROWS_), sizes.up_depth),
-        second: gemm::block_lanes::<K>((*MOST_ROWS_), sizes.down_depth),
+        block: gemm::block_lanes::<K>(MOST_ROWS, sizes.up_depth),
+        second: gemm::block_lanes::<K>(MOST_ROWS, sizes.down_depth),
         panel: 0,
-        sums: gemm::block_sums::<K>((*MOST_ROWS_)),
+        sums: MOST_ROWS.next_multiple_of(K::MR) * gemm::sums_stride::<K>(shape.width),
     }
 }
 
@@ -268,42 +267,49 @@ impl<'a, K: Kernel> Context<'a, K> {
         let expert = self.packed.expert::<K>(task.span.expert);
         let weight_n = &self.plan.weight_n()[task.span.rows.clone()];
         let depth = self.sizes.down_depth;
-        let block = Operand { lanes: second, rows: weight_n.len(), depth };
+        let operand = Operand { lanes: second, rows: weight_n.len(), depth };
         let panels = expert.down.chunks_exact(depth * K::NR);
-        let ahead = panels.clone().skip(1).chain([&[][..]]);
-        for (number, (panel, ahead)) in panels.zip(ahead).enumerate() {
-            gemm::product(self.kernel, block, panel, ahead, sums);
-            let first = number * K::NR;
-            weigh::<K>(sums, weight_n, expert.b2_d, first, self.packed.shape().width, task.y);
+        let stride = gemm::sums_stride::<K>(self.packed.shape().width);
+        let tiles = operand.rows.div_ceil(K::MR);
+        // Depth outermost: the part of the operand that all panels need stays in the cache.
+        for part in gemm::parts(depth, gemm::DEPTH) {
+            let lanes = part.start * K::NR..part.end * K::NR;
+            let after =
+                part.end * K::NR..lanes.len().min((depth - part.end) * K::NR) + part.end * K::NR;
+            let next = panels.clone().skip(1).map(|panel| &panel[lanes.clone()]);
+            let next = next.chain([&expert.down[after]]);
+            for (number, (panel, ahead)) in panels.clone().zip(next).enumerate() {
+                let sums = Sums { to: &mut sums[number * K::NR..], stride };
+                let mut ahead = ahead.chunks(ahead.len().div_ceil(tiles).max(1));
+                gemm::partial(
+                    self.kernel,
+                    operand,
+                    part.clone(),
+                    &panel[lanes.clone()],
+                    sums,
+                    |_| {
+                        self.kernel.prefetch(ahead.next().unwrap_or_default());
+                    },
+                );
+            }
         }
+        weigh(sums, stride, weight_n, expert.b2_d, task.y);
     }
 }
 
-/// `y[n, first..] = weight[n] (sums[n] + b2)`.
+/// `y[n] = weight[n] (sums[n] + b2)`.
 #[inline(always)]
-fn weigh<K: Kernel>(
-    sums: &[f32],
-    weight_n: &[f32],
-    b2_d: Option<&[f32]>,
-    first: usize,
-    width: usize,
-    y_nd: &mut [f32],
-) {
-    let columns = first..width.min(first + K::NR);
-    let rows = sums.chunks_exact(K::NR).zip(y_nd.chunks_exact_mut(width)).zip(weight_n);
-    for ((sums, y_d), weight) in rows {
-        let y_d = &mut y_d[columns.clone()];
+fn weigh(sums: &[f32], stride: usize, weight_n: &[f32], b2_d: Option<&[f32]>, y_nd: &mut [f32]) {
+    let width = y_nd.len() / weight_n.len();
+    for ((sums, y_d), weight) in sums.chunks(stride).zip(y_nd.chunks_exact_mut(width)).zip(weight_n)
+    {
         match b2_d {
             Some(b2_d) => {
-                for ((y, sum), bias) in y_d.iter_mut().zip(sums).zip(&b2_d[columns.clone()]) {
+                for ((y, sum), bias) in y_d.iter_mut().zip(sums).zip(b2_d) {
                     *y = weight * (sum + bias);
                 }
             }
-            None => {
-                for (y, sum) in y_d.iter_mut().zip(sums) {
-                    *y = weight * sum;
-                }
-            }
+            None => y_d.iter_mut().zip(sums).for_each(|(y, sum)| *y = weight * sum),
         }
     }
 }

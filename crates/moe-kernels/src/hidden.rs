@@ -35,8 +35,8 @@ pub(crate) fn up_column<K: Kernel>(shape: &Shape) -> usize {
 pub(crate) struct Hidden {
     activation: Activation,
     /// The first column.
-    first: usize,
-    columns: usize,
+    pub(crate) first: usize,
+    pub(crate) columns: usize,
     rows: usize,
     /// Where the up map's columns start in a saved row.
     up_column: usize,

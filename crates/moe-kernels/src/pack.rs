@@ -20,6 +20,14 @@ pub(crate) fn transpose<'a, K: Kernel>(
     width: usize,
     rows: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
 ) {
+    if width == 1 {
+        for (to, values) in
+            to.chunks_mut(SIDE).zip(rows.flat_map(|row| row.chunks(SIDE * K::Lane::DEPTH)))
+        {
+            join(to, values);
+        }
+        return;
+    }
     for first in (0..rows.len()).step_by(SIDE) {
         let rows = rows.clone().skip(first).take(SIDE);
         transpose_strip(kernel, &mut to[first..], width, rows);
@@ -52,7 +60,7 @@ fn transpose_strip<'a, K: Kernel>(
 
 /// Joins consecutive values to lanes.
 #[inline(always)]
-fn join<L: Lane>(to: &mut [L; SIDE], values: &[f32]) {
+fn join<L: Lane>(to: &mut [L], values: &[f32]) {
     if values.len() == SIDE * L::DEPTH {
         for (to, values) in to.iter_mut().zip(values.chunks_exact(L::DEPTH)) {
             *to = L::join(values[0], values[L::DEPTH - 1]);

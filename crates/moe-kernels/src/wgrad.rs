@@ -12,21 +12,25 @@
 
 use std::ops::Range;
 
-use crate::arch::{Job, Kernel, Lane};
+use crate::arch::{Job, Kernel, Lane, Left};
 use crate::backward::BackwardInput;
-use crate::gemm::DEPTH_;
+use crate::gemm;
 use crate::hidden::{hidden_stride, pre_stride, up_column};
 use crate::pack::stack;
 use crate::shape::{Shape, WeightGrads};
 use crate::tasks;
 use crate::workspace::{Operands, Scratch};
 
+/// Most lanes of rows that are multiplied at a time: more than elsewhere, because each part reads
+/// and writes the whole gradient.
+pub(crate) const DEPTH: usize = 320;
+
 /// Most strips of `MR` rows of a matrix in a task.
 const STRIPS: usize = 40;
 
 /// Lanes that a task's first operand takes.
 pub(crate) fn operand_lanes<K: Kernel>() -> usize {
-    STRIPS * K::MR * (*DEPTH_)
+    STRIPS * K::MR * DEPTH
 }
 
 /// What the first part of the backward pass leaves.
@@ -127,9 +131,11 @@ impl<K: Kernel> Context<'_, K> {
         let Operands { block, panel, .. } = K::Lane::operands(&mut worker.operands);
         let rows = self.rows.input.plan.span(task.expert);
         let width = self.width(task.which);
-        for start in rows.clone().step_by((*DEPTH_) * K::Lane::DEPTH) {
-            let rows = start..rows.end.min(start + (*DEPTH_) * K::Lane::DEPTH);
-            let depth = rows.len().div_ceil(K::Lane::DEPTH);
+        let lanes = rows.len().div_ceil(K::Lane::DEPTH);
+        for part in gemm::parts(lanes, DEPTH) {
+            let depth = part.len();
+            let row = |lane: usize| rows.end.min(rows.start + lane * K::Lane::DEPTH);
+            let rows = row(part.start)..row(part.end);
             self.add_bias(&mut task, rows.clone());
             self.pack_strips(&task, rows.clone(), depth, block);
             let strips = (task.to.len() / width).div_ceil(K::MR);
@@ -235,6 +241,7 @@ impl<K: Kernel> Context<'_, K> {
             }
             ahead();
             let rows = to.len() / width;
+            let strip = Left { lanes: strip, stride: K::MR };
             if columns.len() == K::NR {
                 self.kernel.tile(rows, strip, panel, &mut to[columns.start..], width, true);
                 continue;
