@@ -120,6 +120,27 @@ fn fused_experts_see_new_weights_and_add_to_gradients_that_are_there() {
     assert!(worst_share(&a, &b) < tolerance(Kind::Float).value);
 }
 
+/// One to three tokens with two experts each: without a graph they take the path of decoding.
+#[test]
+fn a_few_tokens_give_the_same_numbers_without_a_graph() {
+    for tokens in 1..=3 {
+        let store = ParamStore::new(1, Device::Cpu, Kind::Float);
+        let by_loop =
+            Experts::new(&store.root(), shape(Activation::Swiglu, true), ExpertExec::Loop);
+        let rows = TensorPlan::Sparse(SparseRows {
+            token_n: Tensor::arange(tokens, (Kind::Int64, Device::Cpu)).repeat([2]),
+            weight_n: values("few weights", &[2 * tokens]),
+            load_e: Tensor::from_slice(&[0, tokens, 0, 0, tokens]),
+            groups: 1,
+            tokens,
+        });
+        let x_gtd = values("few", &[1, tokens, 16]);
+        let run = |experts: &Experts| tch::no_grad(|| experts.execute(&x_gtd, &rows));
+        let off = worst_share(&run(&by_loop), &run(&by_loop.with_exec(ExpertExec::Fused)));
+        assert!(off < tolerance(Kind::Float).value, "{tokens} tokens: {off}");
+    }
+}
+
 fn tiny(norm: Norm, group: RoutingGroup) -> LmConfig {
     LmConfig {
         width: 16,

@@ -85,6 +85,21 @@ impl HostRows {
         }
     }
 
+    /// Experts and weights by token, `[t, k]`, if every token has equally many rows.
+    fn by_token(&self, tokens: usize) -> Option<(Vec<u32>, Vec<f32>)> {
+        let k = self.token_n.len() / tokens.max(1);
+        let (mut experts, mut weights) = (vec![Vec::new(); tokens], vec![Vec::new(); tokens]);
+        for (e, span) in self.offset_e.windows(2).enumerate() {
+            for row in span[0]..span[1] {
+                let token = self.token_n[row] as usize;
+                experts.get_mut(token)?.push(u32::try_from(e).ok()?);
+                weights[token].push(values(&self.weight_n)[row]);
+            }
+        }
+        let even = k > 0 && experts.iter().all(|chosen| chosen.len() == k);
+        even.then(|| (experts.concat(), weights.concat()))
+    }
+
     fn plan(&self, tokens: usize) -> Result<Plan<'_>, KernelError> {
         Plan::new(tokens, &self.offset_e, &self.token_n, values(&self.weight_n))
     }
@@ -162,6 +177,16 @@ impl FusedBank {
         let mut y_td = step.x_td.empty_like();
         // SAFETY: `y_td` was made above.
         let y = unsafe { values_mut(&mut y_td) };
+        // A few tokens wait for weights, not for products.
+        let few = step.tokens() <= moe_kernels::MOST_TOKENS && saved.is_none();
+        let by_token = if few { step.rows.by_token(step.tokens()) } else { None };
+        if let Some((experts, weights)) = by_token {
+            WORKSPACE.with_borrow_mut(|workspace| {
+                let x = values(&step.x_td);
+                moe_kernels::decode(&state.packed, x, &experts, &weights, y, workspace)
+            })?;
+            return Ok(y_td);
+        }
         let plan = step.rows.plan(step.tokens())?;
         WORKSPACE.with_borrow_mut(|workspace| {
             moe_kernels::forward(&state.packed, &plan, values(&step.x_td), y, saved, workspace)
