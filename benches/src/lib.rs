@@ -1,1 +1,4 @@
-//! Criterion benchmarks; they live in `benches/` beside this crate's manifest.
+//! What the benchmarks in `benches/` beside this crate's manifest share.
+
+pub mod interval;
+pub mod scene;

@@ -19,7 +19,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List the routers, or show one: its idea, equations, deviations and presets.
+    /// List the papers, or show one: its idea, state, cost, equations, deviations and presets.
     Papers(PapersArgs),
     /// Train a recipe into a run directory.
     Train(TrainArgs),

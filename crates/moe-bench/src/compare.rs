@@ -8,7 +8,7 @@ use crate::error::Misuse;
 use crate::recipe::Recipe;
 use crate::results::{Results, Row, SCHEMA};
 use crate::summary::summarise;
-use crate::terms::terms;
+use crate::terms::{terms, unequal_sizes};
 use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use moe_routers::{Method, PAPERS};
@@ -102,12 +102,13 @@ impl Comparison {
     pub fn run(&self, args: &CompareArgs, stop: &AtomicBool) -> Result<(Results, bool)> {
         fs::create_dir_all(&self.out)
             .with_context(|| format!("cannot write to {}", self.out.display()))?;
-        let terms = terms(&self.base, &self.cells)?;
+        let mut terms = terms(&self.base, &self.cells)?;
         let environment = environment(args.machine.device);
         let bars = Bars::new(&self.cells);
         let ends = self.pool.run(&self.cells, stop, &bars);
         bars.total.finish_and_clear();
         let rows = self.rows(&ends);
+        terms.unequal.extend(unequal_sizes(&rows));
         let summary = summarise(&rows);
         let preset = self.preset.clone();
         let results = Results { schema: SCHEMA.into(), environment, preset, terms, rows, summary };

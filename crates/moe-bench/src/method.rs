@@ -49,12 +49,6 @@ impl MethodRecipe {
         Self { name: name.into(), settings }
     }
 
-    /// Whether the router has this setting and the recipe does not give it.
-    pub fn lacks(&self, key: &str) -> bool {
-        let has = self.router().is_ok_and(|config| config.settings().contains_key(key));
-        has && !self.settings.contains_key(key)
-    }
-
     /// A router's resolved settings.
     ///
     /// # Errors

@@ -26,8 +26,8 @@ fn put(table: &mut Table, path: &[&str], value: Value) -> Result<(), String> {
         return Ok(());
     }
     let below = table.entry(*first).or_insert_with(|| Value::Table(Table::new()));
-    // `router = "x-moe"` is short for a table with that name.
-    if let ("router", Value::String(name)) = (*first, &*below) {
+    // `router = "x-moe"` is short for a table with that name, and so for residuals.
+    if let ("router" | "residual", Value::String(name)) = (*first, &*below) {
         let (name, preset) = name.split_once(':').unwrap_or((name, ""));
         let mut long = Table::from_iter([("name".to_owned(), Value::from(name))]);
         if !preset.is_empty() {
@@ -66,9 +66,12 @@ mod tests {
     }
 
     #[test]
-    fn a_router_by_name_becomes_a_table() {
+    fn a_method_by_name_becomes_a_table() {
         let got = after("router = 'v-moe:paper_bpr'", &["router.top_k=1"]);
         let want = "router = { name = 'v-moe', preset = 'paper_bpr', top_k = 1 }";
+        assert_eq!(got, want.parse::<Table>().unwrap());
+        let got = after("seed = 1", &["residual=robust-momentum", "residual.mu=0.5"]);
+        let want = "seed = 1\nresidual = { name = 'robust-momentum', mu = 0.5 }";
         assert_eq!(got, want.parse::<Table>().unwrap());
     }
 

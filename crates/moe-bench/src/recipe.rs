@@ -25,6 +25,7 @@ use crate::method::MethodRecipe;
 use moe_core::{CapacityPolicy, CapacityRule, DropOrder, Limit};
 use moe_data::{Corpus, TokenStream, TokenizerSpec};
 use moe_models::{LmConfig, LossWeights};
+use moe_routers::Tie;
 use moe_routers::config::Part;
 use moe_train::TrainConfig;
 use serde::{Deserialize, Serialize};
@@ -198,8 +199,9 @@ impl Recipe {
             return Err(Misuse::recipe("train.sequence", reason));
         }
         let experts = self.model.experts as usize;
-        let router = self.router.router()?;
-        router.check(experts).map_err(|e| Misuse::recipe("router", e))?;
+        let (router, heads) = (self.tied_router()?.router()?, self.model.heads as usize);
+        let fits = router.check(experts).and_then(|()| router.check_block(heads));
+        fits.map_err(|e| Misuse::recipe("router", e))?;
         if let Some(reason) = router.refuses(Part::Capacity).filter(|_| self.capacity.is_some()) {
             let reason = format!("has no meaning beside `{}`: {reason}", self.router.name);
             return Err(Misuse::recipe("capacity", reason));
@@ -221,15 +223,33 @@ impl Recipe {
         self.capacity.as_ref().map(CapacityRecipe::policy).transpose()
     }
 
+    /// The value of a setting that follows the run; `None` where it is not known before the data is.
+    fn follow(&self, tie: Tie) -> Option<u64> {
+        match tie {
+            Tie::Vocab => self.data.vocabulary().map(|ids| ids as u64),
+            Tie::ShareOfSteps(share) => {
+                Some(((self.train.steps as f64 * share).round() as u64).max(1))
+            }
+        }
+    }
+
+    /// The router, with the settings that follow the run where the recipe does not give them.
+    fn tied_router(&self) -> Result<MethodRecipe, Misuse> {
+        let mut router = self.router.clone();
+        for (key, tie) in self.router.router()?.ties() {
+            if let Some(value) = self.follow(*tie) {
+                router.settings.entry(*key).or_insert(value.into());
+            }
+        }
+        Ok(router)
+    }
+
     /// The recipe with every setting of its methods written out.
     ///
     /// # Errors
     /// As [`MethodRecipe::router`] and [`MethodRecipe::residual`].
     pub fn resolved(&self) -> Result<Self, Misuse> {
-        let mut recipe = self.clone();
-        if let Some(vocab) = self.data.vocabulary().filter(|_| self.router.lacks("vocab")) {
-            recipe.router.settings.insert("vocab".into(), vocab.into());
-        }
+        let mut recipe = Self { router: self.tied_router()?, ..self.clone() };
         let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
         recipe.router.write_out(router.settings());
         recipe.residual.write_out(residual.settings());
@@ -245,4 +265,59 @@ impl Recipe {
 /// serde's message on one line.
 fn message_of(error: &toml::de::Error) -> String {
     error.message().trim_end().replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use moe_routers::routers;
+    use serde_json::Value;
+
+    fn resolved(router: &str, sets: &[&str]) -> Result<Recipe, Misuse> {
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        Recipe::parse(&format!("router = {router}"), &sets)?.resolved()
+    }
+
+    #[track_caller]
+    fn assert_setting(router: &str, sets: &[&str], key: &str, want: u64) {
+        let found = resolved(router, sets).unwrap().router.settings[key].clone();
+        assert_eq!(found, Value::from(want), "{router} {sets:?} {key}");
+    }
+
+    #[test]
+    fn settings_follow_the_run() {
+        let steps = ["train.steps=360"];
+        assert_setting("'smoe-dropout'", &steps, "steps_total", 360);
+        assert_setting("'smoe-dropout:compete_smoe'", &steps, "steps_total", 360);
+        assert_setting("'stable-moe'", &steps, "stage1_steps", 36);
+        assert_setting("'stable-moe'", &["train.steps=4"], "stage1_steps", 1);
+        assert_setting("'stable-moe'", &steps, "vocab", 256);
+        assert_setting("'hash'", &["data.tokenizer=bpe"], "vocab", 50_257);
+    }
+
+    #[test]
+    fn a_setting_that_the_recipe_gives_wins() {
+        let table = "{ name = 'stable-moe', stage1_steps = 7, vocab = 300 }";
+        assert_setting(table, &["train.steps=360"], "stage1_steps", 7);
+        assert_setting(table, &["train.steps=360"], "vocab", 300);
+        let more = ["train.steps=360", "router.steps_total=9"];
+        assert_setting("'smoe-dropout'", &more, "steps_total", 9);
+    }
+
+    #[test]
+    fn a_resolved_recipe_is_its_own_resolution() {
+        for paper in routers() {
+            let once = resolved(&format!("'{}'", paper.id), &["train.steps=360"]).unwrap();
+            let longer = Recipe { train: TrainConfig { steps: 720, ..once.train.clone() }, ..once };
+            assert_eq!(longer.resolved().unwrap().router, longer.router, "{}", paper.id);
+        }
+    }
+
+    #[test]
+    fn a_run_too_short_for_what_follows_it_is_refused() {
+        let exponential = "{ name = 'smoe-dropout', schedule = 'exp_increase' }";
+        let error = resolved(exponential, &["train.steps=299"]).unwrap_err().to_string();
+        assert_eq!(error, "router.steps_total: 299 must be at least 300");
+        assert!(resolved(exponential, &["train.steps=300"]).is_ok());
+    }
 }

@@ -239,7 +239,8 @@ impl Prepared {
     }
 }
 
-/// A model with the weights of the newest checkpoint of a run.
+/// A model with the weights of the newest checkpoint of a run, for evaluation: the optimiser starts
+/// afresh.
 ///
 /// # Errors
 /// No run, no checkpoint, or a damaged one.
@@ -254,6 +255,6 @@ pub fn load(dir: &Path, sets: &[String], device: Device) -> Result<Prepared> {
         Misuse::new(format!("{}: no checkpoint yet", dir.checkpoints().display()))
     })?;
     let mut prepared = prepare(&recipe, device)?;
-    prepared.trainer_mut().resume(&newest)?;
+    prepared.trainer_mut().load_weights(&newest)?;
     Ok(prepared)
 }

@@ -138,6 +138,14 @@ fn bad_recipes_name_the_key() {
         ("router.name=swithc", &["router.name: unknown router `swithc`", "switch"]),
         ("router.top_k=9", &["router.top_k: 9 is outside 1..=4 (experts)"]),
         ("router.topk=2", &["router.topk: unknown key", "top_k"]),
+        (
+            "router={ name = 'token-graph', preset = 'given' }",
+            &["router.graph: no block hands in a graph"],
+        ),
+        (
+            "router={ name = 'token-graph', preset = 'attention', pool = 'single', head = 2 }",
+            &["router.head: 2 is out of range 0..2 (model.heads)"],
+        ),
         ("router.capacity=nan", &["router.capacity: nan and inf are no settings"]),
         ("router.preset=olmo", &["router.preset: unknown preset `olmo`", "olmoe"]),
         ("model.heads=3", &["model.heads: 3 does not divide width 8"]),
@@ -207,6 +215,29 @@ fn bad_data_names_the_file() {
     );
     let said = with(&latin, "train.steps=1");
     assert_eq!(said.code, 0, "byte mode takes any bytes: {}", said.err);
+}
+
+/// VQMoE is pre-trained with two experts a token and serves with one of them.
+#[test]
+fn a_pretrained_codebook_serves_alone() {
+    let place = Place::new();
+    let out = show(&place.path("run"));
+    assert_eq!(place.train(&["--out", &out, "--set", "router=vq-moe:paper"]).code, 0);
+    let eval = |set: &str| moe(&["eval", &out, "--json", "--set", set]);
+    let loss = |set: &str| {
+        let said = eval(set);
+        assert_eq!(said.code, 0, "{}", said.err);
+        let line: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+        line["loss"].as_f64().unwrap()
+    };
+    let alone = loss("router.mode=discrete");
+    assert_eq!(alone, loss("router=vq-moe:paper_finetune"));
+    assert_ne!(alone, loss("router.mode=pretrain"));
+    // Nothing is left out in silence: neither codes of another number nor a norm.
+    let misfit = "layers.1.router.codebook is F32 [16, 8], expected F32 [8, 8]";
+    refused(&eval("router.codes=8"), 2, &["does not fit", misfit]);
+    let missing = "missing tensor layers.1.router.ln_weight";
+    refused(&eval("router.ln_out=true"), 2, &["does not fit", missing]);
 }
 
 #[test]

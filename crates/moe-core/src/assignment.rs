@@ -4,7 +4,7 @@
 //! Lewis et al. 2021 (BASE layers, arXiv 2103.16716), equation (3). The authors approximate with an
 //! auction; this solver is exact. Tokens come one after the other; each enters by the best chain of
 //! moves that ends at an expert with room (successive shortest paths over the experts alone, so that
-//! a token costs `E^3 + T` operations, not `T^2`).
+//! a token costs at worst `E^3 + E T` operations, not `T^2`).
 //!
 //! Axis letters: `t` tokens, `e` experts.
 
@@ -61,8 +61,9 @@ fn fixed_point(score_te: ArrayView2<'_, f64>) -> Array2<i128> {
     score_te.mapv(|v| (v * half * rest) as i128)
 }
 
-/// The best token to move from one expert to another, and what the sum gains.
-type Move = Option<(i128, usize)>;
+/// What a move gains that no token can make: less than any sum of scores, and no overflow when one is
+/// added.
+const NO_MOVE: i128 = i128::MIN / 2;
 
 struct State {
     score_te: Array2<i128>,
@@ -70,8 +71,10 @@ struct State {
     room: usize,
     expert_t: Vec<usize>,
     members_e: Vec<Vec<usize>>,
-    /// Best move from row to column.
-    move_ee: Array2<Move>,
+    /// What the sum gains by the best move from row to column, [`NO_MOVE`] without one.
+    gain_ee: Array2<i128>,
+    /// The token of that move.
+    moved_ee: Array2<usize>,
 }
 
 impl State {
@@ -81,7 +84,8 @@ impl State {
             room,
             expert_t: vec![usize::MAX; tokens],
             members_e: vec![Vec::new(); experts],
-            move_ee: Array2::from_elem((experts, experts), None),
+            gain_ee: Array2::from_elem((experts, experts), NO_MOVE),
+            moved_ee: Array2::zeros((experts, experts)),
             score_te,
         }
     }
@@ -94,8 +98,7 @@ impl State {
         let mut end = free.rev().max_by_key(|&e| gain_e[e]).expect("room for every token");
         let mut changed = vec![end];
         while let Some(start) = before_e[end] {
-            let (_, moved) = self.move_ee[[start, end]].expect("a move of the chain");
-            self.place(moved, end);
+            self.place(self.moved_ee[[start, end]], end);
             end = start;
             changed.push(end);
         }
@@ -108,15 +111,20 @@ impl State {
     fn chains(&self, token: usize) -> (Vec<i128>, Vec<Option<usize>>) {
         let mut gain_e = self.score_te.row(token).to_vec();
         let mut before_e = vec![None; gain_e.len()];
-        let mut settled = false;
-        while !settled {
-            settled = true;
-            for ((start, end), step) in self.move_ee.indexed_iter() {
-                let Some((gain, _)) = step else { continue };
-                if gain_e[start] + gain > gain_e[end] {
-                    gain_e[end] = gain_e[start] + gain;
-                    before_e[end] = Some(start);
-                    settled = false;
+        // Moves that start at an expert need another look only when its own sum has grown.
+        let mut grown_e = vec![true; gain_e.len()];
+        while grown_e.contains(&true) {
+            for (start, step_e) in self.gain_ee.outer_iter().enumerate() {
+                if !std::mem::take(&mut grown_e[start]) {
+                    continue;
+                }
+                let base = gain_e[start];
+                for (end, step) in step_e.iter().enumerate() {
+                    if base + step > gain_e[end] {
+                        gain_e[end] = base + step;
+                        before_e[end] = Some(start);
+                        grown_e[end] = true;
+                    }
                 }
             }
         }
@@ -131,10 +139,19 @@ impl State {
         self.expert_t[token] = expert;
     }
 
+    /// The best moves away from `start`, the later token's among equals.
     fn renew_moves(&mut self, start: usize) {
-        for end in (0..self.members_e.len()).filter(|&end| end != start) {
-            let gain = |&t: &usize| (self.score_te[[t, end]] - self.score_te[[t, start]], t);
-            self.move_ee[[start, end]] = self.members_e[start].iter().map(gain).max();
+        let (mut gain_e, mut moved_e) = (self.gain_ee.row_mut(start), self.moved_ee.row_mut(start));
+        gain_e.fill(NO_MOVE);
+        for &token in &self.members_e[start] {
+            let score_e = self.score_te.row(token);
+            let own = score_e[start];
+            for (end, score) in score_e.iter().enumerate() {
+                let better = (score - own, token) > (gain_e[end], moved_e[end]);
+                if better && end != start {
+                    (gain_e[end], moved_e[end]) = (score - own, token);
+                }
+            }
         }
     }
 }

@@ -15,10 +15,13 @@
 //!
 //! Axis letters: `t` tokens, `n` routed rows, `d` width, `h` hidden width, `k` depth in lanes.
 
-use crate::arch::{Kernel, Lane, Work};
+use std::ops::Range;
+use std::slice::ChunksExact;
+
+use crate::arch::{Isa, Job, Kernel, Lane, Work};
 use crate::combine::combine;
-use crate::forward::{self, Context, Span};
-use crate::gemm::{self, Block};
+use crate::forward::{self, Context, OnPanel, Span};
+use crate::gemm::{self, Operand, Sums};
 use crate::hidden::{BackRows, Hidden, PARTS, hidden_stride, pre_stride};
 use crate::pack::{Packed, stack};
 use crate::plan::Plan;
@@ -67,9 +70,8 @@ pub fn backward(
     workspace: &mut Workspace,
 ) -> Result<(), KernelError> {
     check(packed, &input, output)?;
-    let rows = input.plan.rows();
-    if let Some(got) = saved.as_ref().map(|saved| saved.rows).filter(|&got| got != Some(rows)) {
-        return Err(KernelError::Saved { expected: rows, got: got.unwrap_or(0) });
+    if let Some(saved) = &saved {
+        check_saved(packed, input.plan.rows(), saved)?;
     }
     packed.isa().run(packed.dtype(), Backward { packed, input, output, saved, workspace })
 }
@@ -90,6 +92,16 @@ fn check(
     output.weights.check(shape)
 }
 
+/// Refuses a hidden layer of other rows, or of another bank.
+fn check_saved(packed: &Packed, expected: usize, saved: &Saved) -> Result<(), KernelError> {
+    let own =
+        |(shape, isa, _): &(Shape, Isa, usize)| (shape, *isa) == (packed.shape(), packed.isa());
+    match saved.holds.filter(own) {
+        Some((_, _, rows)) if rows == expected => Ok(()),
+        other => Err(KernelError::Saved { expected, got: other.map_or(0, |(_, _, rows)| rows) }),
+    }
+}
+
 struct Backward<'a, 'o> {
     packed: &'a Packed,
     input: BackwardInput<'a>,
@@ -105,11 +117,11 @@ impl Work for Backward<'_, '_> {
         let Self { packed, input, output, saved, workspace } = self;
         let (shape, plan) = (packed.shape(), input.plan);
         workspace.reserve::<K::Lane>(need::<K>(shape))?;
-        let Workspace { workers, row_nd, hidden_nh, pre, rows_of } = workspace;
+        let Workspace { workers, row_nd, hidden_nh, pre, rows_of, .. } = workspace;
         rows_of.sort(plan.tokens(), plan.token_n())?;
         let recompute = saved.is_none();
         let saved = saved.unwrap_or(pre);
-        let pre_np = saved.prepare::<K>(shape, plan.rows())?;
+        let pre_np = saved.prepare::<K>(packed, plan.rows())?;
         let row_nd = row_nd.at_least("gradients of rows", plan.rows() * shape.width)?;
         let stride = hidden_stride::<K>(shape);
         let hidden_nh = hidden_nh.at_least("the hidden layer", plan.rows() * stride)?;
@@ -122,11 +134,13 @@ impl Work for Backward<'_, '_> {
         let spans = forward::blocks(plan, workers.len());
         let tasks =
             tasks_of::<K>(&spans, shape, [&mut *row_nd, pre_np, hidden_nh], output.dweight_n);
-        tasks::run(tasks, workers, |task, worker| cx.block(task, worker));
+        tasks::run(tasks, workers, |task, worker| {
+            kernel.vectorized(Block { cx: &cx, task, worker });
+        });
         combine(kernel, shape.width, rows_of, row_nd, output.dx_td);
         let rows = wgrad::Rows { input, pre_np, hidden_nh };
         wgrad::add(kernel, shape, rows, &mut output.weights, workers);
-        saved.rows = None;
+        saved.holds = None;
         Ok(())
     }
 }
@@ -137,7 +151,7 @@ fn need<K: Kernel>(shape: &Shape) -> Need {
     Need {
         block: forward.block.max(wgrad::operand_lanes::<K>()),
         second: gemm::block_lanes::<K>(forward::MOST_ROWS, depth),
-        panel: gemm::DEPTH * K::NR,
+        panel: gemm::DEPTH.max(wgrad::DEPTH) * K::NR,
         sums: forward.sums,
     }
 }
@@ -181,22 +195,41 @@ struct Rows<'a, K> {
     recompute: bool,
 }
 
-impl<K: Kernel> Rows<'_, K> {
-    fn block(&self, mut task: Task<'_>, worker: &mut Scratch) {
+/// A task on a worker.
+struct Block<'a, K> {
+    cx: &'a Rows<'a, K>,
+    task: Task<'a>,
+    worker: &'a mut Scratch,
+}
+
+impl<K: Kernel> Job for Block<'_, K> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { cx, mut task, worker } = self;
         let Operands { block, second, panel } = K::Lane::operands(&mut worker.operands);
         let sums = &mut worker.sums;
-        self.forward.kernel.vectorized(|| {
-            if self.recompute {
-                self.forward.up(&task.span, block, sums, |hidden, sums| {
-                    hidden.keep::<K>(sums, task.rows.pre);
-                });
-            }
-            self.start_dweight(&mut task);
-            self.hidden(&mut task, block, second, panel, sums);
-            self.inputs(&mut task, second, panel, sums);
-        });
+        if cx.recompute {
+            cx.forward.up(&task.span, block, sums, Kept { pre: task.rows.pre });
+        }
+        cx.start_dweight(&mut task);
+        cx.hidden(&mut task, block, second, panel, sums);
+        cx.inputs(&mut task, second, panel, sums);
     }
+}
 
+/// Keeps what the activation sees.
+struct Kept<'a> {
+    pre: &'a mut [f32],
+}
+
+impl<K: Kernel> OnPanel<K> for Kept<'_> {
+    #[inline(always)]
+    fn run(&mut self, hidden: Hidden, sums: &mut [f32]) {
+        hidden.keep::<K>(sums, self.pre);
+    }
+}
+
+impl<K: Kernel> Rows<'_, K> {
     /// `dw = dy . b2`; the hidden layer's share is added later.
     #[inline(always)]
     fn start_dweight(&self, task: &mut Task<'_>) {
@@ -221,15 +254,31 @@ impl<K: Kernel> Rows<'_, K> {
     ) {
         let shape = self.forward.packed.shape();
         let block = self.forward.gather(self.dy_td, &task.span, block);
+        let kernel = self.forward.kernel;
         let w2_dh = matrix(self.weights.w2_edh, shape, task.span.expert);
+        let w2_dh = Factor { matrices: [Some(w2_dh), None], width: shape.hidden };
         let weight_n = &self.forward.plan.weight_n()[task.span.rows.clone()];
         let depth = shape.activation.maps() * self.forward.sizes.down_depth;
+        let mut product = Product { kernel, operand: block, panel };
         for number in 0..shape.hidden.div_ceil(K::NR) {
-            let columns = Columns { matrix: w2_dh, width: shape.hidden, first: number * K::NR };
-            columns.multiply(self.forward.kernel, block, 0, panel, sums);
             let hidden = Hidden::of_gradient::<K>(shape, number, block.rows);
+            let mut depths = w2_dh.depths::<K>().peekable();
+            let first = depths.peek().cloned();
+            while let Some(depth) = depths.next() {
+                let Some(piece) = w2_dh.piece::<K>(number, &depth) else { break };
+                let next = match depths.peek() {
+                    Some(next) => w2_dh.piece::<K>(number, next),
+                    None => first.as_ref().and_then(|next| w2_dh.piece::<K>(number + 1, next)),
+                };
+                let start = piece.part.start == 0;
+                product.multiply(piece, next, Sums { to: sums, stride: K::NR }, |tile| {
+                    if start {
+                        hidden.prefetch(kernel, tile, &task.rows);
+                    }
+                });
+            }
             hidden.back::<K>(sums, weight_n, &mut task.rows);
-            hidden.pack_gradients::<K>(task.rows.pre, second, depth);
+            hidden.pack_gradients(kernel, task.rows.pre, second, depth);
         }
     }
 
@@ -243,21 +292,30 @@ impl<K: Kernel> Rows<'_, K> {
         sums: &mut [f32],
     ) {
         let shape = self.forward.packed.shape();
-        let part = self.forward.sizes.down_depth;
-        let (rows, depth) = (task.span.rows.len(), shape.activation.maps() * part);
-        let block = Block { lanes: second, rows, depth };
-        let matrices = [self.weights.gate_ehd, Some(self.weights.w1_ehd)].into_iter().flatten();
-        let matrices = matrices.map(|stacked| matrix(stacked, shape, task.span.expert));
-        for first in (0..shape.width).step_by(K::NR) {
-            for (number, matrix) in matrices.clone().enumerate() {
-                let columns = Columns { matrix, width: shape.width, first };
-                columns.multiply(self.forward.kernel, block, number * part, panel, sums);
+        let rows = task.span.rows.len();
+        let depth = shape.activation.maps() * self.forward.sizes.down_depth;
+        let block = Operand { lanes: second, rows, depth };
+        let of_expert = |stacked| matrix(stacked, shape, task.span.expert);
+        let matrices = [self.weights.gate_ehd.map(of_expert), Some(of_expert(self.weights.w1_ehd))];
+        let factor = Factor { matrices, width: shape.width };
+        let stride = gemm::sums_stride::<K>(shape.width);
+        let mut product = Product { kernel: self.forward.kernel, operand: block, panel };
+        let mut depths = factor.depths::<K>().peekable();
+        while let Some(depth) = depths.next() {
+            for number in 0..self.forward.sizes.down_panels {
+                let Some(piece) = factor.piece::<K>(number, &depth) else { break };
+                let after = || factor.piece::<K>(0, depths.peek()?);
+                let next = factor.piece::<K>(number + 1, &depth).or_else(after);
+                product.multiply(
+                    piece,
+                    next,
+                    Sums { to: &mut sums[number * K::NR..], stride },
+                    |_| {},
+                );
             }
-            let columns = first..shape.width.min(first + K::NR);
-            for (dx_d, sums) in task.dx.chunks_exact_mut(shape.width).zip(sums.chunks_exact(K::NR))
-            {
-                dx_d[columns.clone()].copy_from_slice(&sums[..columns.len()]);
-            }
+        }
+        for (dx_d, sums) in task.dx.chunks_exact_mut(shape.width).zip(sums.chunks(stride)) {
+            dx_d.copy_from_slice(&sums[..shape.width]);
         }
     }
 }
@@ -268,37 +326,93 @@ fn matrix<'a>(stacked: &'a [f32], shape: &Shape, expert: usize) -> &'a [f32] {
     &stacked[expert * size..][..size]
 }
 
-/// A panel's columns of a row-major matrix whose rows are the depth.
+/// Row-major matrices of one width, one above the other: the second factor of a product whose depth
+/// runs over their rows.
 #[derive(Clone, Copy)]
-struct Columns<'a> {
-    matrix: &'a [f32],
-    /// Of the matrix.
+struct Factor<'a> {
+    matrices: [Option<&'a [f32]>; 2],
     width: usize,
-    first: usize,
 }
 
-impl Columns<'_> {
-    /// `sums (+)= block x panel`, where the matrix is the depth from lane `start` on.
+/// Which depth of a product: a range of lanes of one of a factor's matrices.
+#[derive(Clone)]
+struct Depth {
+    matrix: usize,
+    lanes: Range<usize>,
+    /// Where the matrix starts in the whole depth.
+    start: usize,
+}
+
+/// A part of a panel of a [`Factor`].
+struct Piece<'a> {
+    /// Its rows, in full.
+    rows: ChunksExact<'a, f32>,
+    columns: Range<usize>,
+    /// Which depth of the product it is.
+    part: Range<usize>,
+}
+
+impl<'a> Piece<'a> {
+    fn rows(&self) -> impl Iterator<Item = &'a [f32]> + use<'a> {
+        let columns = self.columns.clone();
+        self.rows.clone().map(move |row| &row[columns.clone()])
+    }
+}
+
+impl<'a> Factor<'a> {
+    /// The parts of the depth.
+    fn depths<K: Kernel>(self) -> impl Iterator<Item = Depth> + Clone {
+        let lengths = self.matrices.into_iter().enumerate();
+        let lengths = lengths.filter_map(|(number, matrix)| Some((number, matrix?.len())));
+        lengths.enumerate().flat_map(move |(above, (matrix, length))| {
+            let depth = (length / self.width).div_ceil(K::Lane::DEPTH);
+            let part = move |lanes| Depth { matrix, lanes, start: above * depth };
+            gemm::parts(depth, gemm::DEPTH).map(part)
+        })
+    }
+
+    /// A part of a panel; none if there is no such panel.
     #[inline(always)]
-    fn multiply<K: Kernel>(
-        &self,
-        kernel: K,
-        block: Block<'_, K::Lane>,
-        start: usize,
-        panel: &mut [K::Lane],
-        sums: &mut [f32],
+    fn piece<K: Kernel>(self, panel: usize, depth: &Depth) -> Option<Piece<'a>> {
+        let first = panel * K::NR;
+        let matrix = self.matrices[depth.matrix].filter(|_| first < self.width)?;
+        let values = K::Lane::DEPTH * self.width;
+        let Range { start, end } = depth.lanes;
+        Some(Piece {
+            rows: matrix[start * values..matrix.len().min(end * values)].chunks_exact(self.width),
+            columns: first..self.width.min(first + K::NR),
+            part: depth.start + start..depth.start + end,
+        })
+    }
+}
+
+/// A product with pieces of a factor.
+struct Product<'a, K: Kernel> {
+    kernel: K,
+    operand: Operand<'a, K::Lane>,
+    panel: &'a mut [K::Lane],
+}
+
+impl<K: Kernel> Product<'_, K> {
+    /// Multiplies with one piece. Meanwhile the lines of the next are fetched: they lie a row apart,
+    /// which no processor foresees. `before_each` runs before each tile, with its number.
+    #[inline(always)]
+    fn multiply(
+        &mut self,
+        piece: Piece<'_>,
+        next: Option<Piece<'_>>,
+        sums: Sums<'_>,
+        mut before_each: impl FnMut(usize),
     ) {
-        let rows = self.matrix.len() / self.width;
-        for part in gemm::parts(rows.div_ceil(K::Lane::DEPTH)) {
-            let panel = &mut panel[..part.len() * K::NR];
-            let rows = self.matrix[part.start * K::Lane::DEPTH * self.width..]
-                .chunks_exact(self.width)
-                .take(part.len() * K::Lane::DEPTH);
-            let columns = self.first..self.width.min(self.first + K::NR);
-            stack(panel, K::NR, rows.map(|row| &row[columns.clone()]));
-            let part = start + part.start..start + part.end;
-            gemm::partial(kernel, block, part, panel, sums, || {});
-        }
+        let panel = &mut self.panel[..piece.part.len() * K::NR];
+        stack(panel, K::NR, piece.rows());
+        let tiles = self.operand.rows.div_ceil(K::MR);
+        let share = next.as_ref().map_or(0, |next| next.rows.len().div_ceil(tiles));
+        let mut ahead = next.map(|next| next.rows()).into_iter().flatten();
+        gemm::partial(self.kernel, self.operand, piece.part, panel, sums, |tile| {
+            before_each(tile);
+            ahead.by_ref().take(share).for_each(|row| self.kernel.prefetch(row));
+        });
     }
 }
 

@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use crate::arch::Kernel;
+use crate::arch::{Job, Kernel};
 use crate::sort::Groups;
 
 /// Tokens that a thread sums before it asks for more.
@@ -20,12 +20,27 @@ pub(crate) fn combine<K: Kernel>(
     y_td: &mut [f32],
 ) {
     y_td.par_chunks_mut(TOKENS * width).enumerate().for_each(|(chunk, y_td)| {
-        kernel.vectorized(|| {
-            for (token, y_d) in y_td.chunks_exact_mut(width).enumerate() {
-                sum(rows_of.of(chunk * TOKENS + token), row_nd, y_d);
-            }
-        });
+        kernel.vectorized(Sums { rows_of, first: chunk * TOKENS, row_nd, width, y_td });
     });
+}
+
+/// The sums of some tokens.
+struct Sums<'a> {
+    rows_of: &'a Groups,
+    /// The first token.
+    first: usize,
+    row_nd: &'a [f32],
+    width: usize,
+    y_td: &'a mut [f32],
+}
+
+impl Job for Sums<'_> {
+    #[inline(always)]
+    fn run(self) {
+        for (token, y_d) in self.y_td.chunks_exact_mut(self.width).enumerate() {
+            sum(self.rows_of.of(self.first + token), self.row_nd, y_d);
+        }
+    }
 }
 
 #[inline(always)]

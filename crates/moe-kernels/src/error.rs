@@ -87,12 +87,21 @@ pub enum KernelError {
         /// The most possible.
         most: usize,
     },
-    /// A hidden layer that no forward pass of this plan has left, or that a backward pass has used.
-    #[error("the saved hidden layer has {got} rows, the plan {expected}")]
+    /// More tokens than decoding takes.
+    #[error("{got} tokens to decode, at most {most}: use `forward`")]
+    Tokens {
+        /// Tokens that were given.
+        got: usize,
+        /// The most possible.
+        most: usize,
+    },
+    /// A hidden layer that no forward pass of this plan and bank has left, or that a backward pass
+    /// has used.
+    #[error("the saved hidden layer has {got} rows of this bank, the plan {expected}")]
     Saved {
         /// Rows of the plan.
         expected: usize,
-        /// Rows that are saved.
+        /// Rows of this bank that are saved.
         got: usize,
     },
     /// Weights that were never packed.

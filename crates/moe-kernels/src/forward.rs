@@ -9,18 +9,18 @@
 
 use std::ops::Range;
 
-use crate::arch::{Kernel, Lane, Work};
+use crate::arch::{Job, Kernel, Lane, Work};
 use crate::combine::combine;
-use crate::gemm::{self, Block};
+use crate::gemm::{self, Operand, Sums};
 use crate::hidden::{Hidden, pre_stride};
-use crate::pack::{Expert, Packed, Panelled};
+use crate::pack::{Packed, Panelled};
 use crate::plan::Plan;
 use crate::shape::Shape;
 use crate::workspace::{Need, Operands, Saved, Scratch, Workspace};
 use crate::{KernelError, tasks};
 
 /// Most rows of a task.
-pub(crate) const MOST_ROWS: usize = 252;
+pub(crate) const MOST_ROWS: usize = 504;
 
 /// Runs all experts on their rows and writes every token's weighted sum to `y_td`, `[t, d]`: zeros
 /// for tokens without rows. `x_td` is `[t, d]`. With `save`, what the activations saw is kept there
@@ -80,11 +80,13 @@ impl Work for Forward<'_> {
         workspace.reserve::<K::Lane>(need::<K>(shape))?;
         workspace.rows_of.sort(plan.tokens(), plan.token_n())?;
         let row_nd = workspace.row_nd.at_least("results of rows", plan.rows() * shape.width)?;
-        let pre_np = save.map(|saved| saved.prepare::<K>(shape, plan.rows())).transpose()?;
+        let pre_np = save.map(|saved| saved.prepare::<K>(packed, plan.rows())).transpose()?;
         let cx = Context::new(kernel, packed, plan, x_td);
         let spans = blocks(plan, workspace.workers.len());
         let tasks = tasks_of(&spans, row_nd, shape.width, pre_np, pre_stride::<K>(shape));
-        tasks::run(tasks, &mut workspace.workers, |task, worker| cx.block(task, worker));
+        tasks::run(tasks, &mut workspace.workers, |task, worker| {
+            kernel.vectorized(Block { cx: &cx, task, worker });
+        });
         combine(kernel, shape.width, &workspace.rows_of, row_nd, y_td);
         Ok(())
     }
@@ -132,13 +134,14 @@ pub(crate) fn blocks(plan: &Plan<'_>, workers: usize) -> Vec<Span> {
 }
 
 impl Saved {
-    /// Room for `rows` rows.
+    /// Room for the rows of a plan.
     pub(crate) fn prepare<K: Kernel>(
         &mut self,
-        shape: &Shape,
+        packed: &Packed,
         rows: usize,
     ) -> Result<&mut [f32], KernelError> {
-        self.rows = Some(rows);
+        let shape = packed.shape();
+        self.holds = Some((*shape, packed.isa(), rows));
         self.values.at_least("the saved hidden layer", rows * pre_stride::<K>(shape))
     }
 }
@@ -150,7 +153,7 @@ pub(crate) fn need<K: Kernel>(shape: &Shape) -> Need {
         block: gemm::block_lanes::<K>(MOST_ROWS, sizes.up_depth),
         second: gemm::block_lanes::<K>(MOST_ROWS, sizes.down_depth),
         panel: 0,
-        sums: gemm::block_sums::<K>(MOST_ROWS),
+        sums: MOST_ROWS.next_multiple_of(K::MR) * gemm::sums_stride::<K>(shape.width),
     }
 }
 
@@ -160,6 +163,51 @@ struct Task<'a> {
     y: &'a mut [f32],
     /// What the activation saw.
     pre: Option<&'a mut [f32]>,
+}
+
+/// A task on a worker.
+struct Block<'a, K> {
+    cx: &'a Context<'a, K>,
+    task: Task<'a>,
+    worker: &'a mut Scratch,
+}
+
+impl<K: Kernel> Job for Block<'_, K> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { cx, mut task, worker } = self;
+        let Operands { block, second, .. } = K::Lane::operands(&mut worker.operands);
+        let depth = cx.sizes.down_depth;
+        let activated =
+            Activated { kernel: cx.kernel, pre: task.pre.as_deref_mut(), to: &mut *second, depth };
+        cx.up(&task.span, block, &mut worker.sums, activated);
+        cx.down(&mut task, second, &mut worker.sums);
+    }
+}
+
+/// What is done with the sums of each panel of the first product.
+pub(crate) trait OnPanel<K> {
+    /// Does it; to be marked `#[inline(always)]`.
+    fn run(&mut self, hidden: Hidden, sums: &mut [f32]);
+}
+
+/// Activates the hidden layer and packs it for the second product.
+struct Activated<'a, K: Kernel> {
+    kernel: K,
+    pre: Option<&'a mut [f32]>,
+    to: &'a mut [K::Lane],
+    depth: usize,
+}
+
+impl<K: Kernel> OnPanel<K> for Activated<'_, K> {
+    #[inline(always)]
+    fn run(&mut self, hidden: Hidden, sums: &mut [f32]) {
+        if let Some(pre) = &mut self.pre {
+            hidden.keep::<K>(sums, pre);
+        }
+        hidden.activate::<K>(sums);
+        hidden.pack(self.kernel, sums, self.to, self.depth);
+    }
 }
 
 /// What all tasks read.
@@ -176,21 +224,6 @@ impl<'a, K: Kernel> Context<'a, K> {
         Self { kernel, packed, plan, x_td, sizes: Panelled::of::<K>(packed.shape()) }
     }
 
-    fn block(&self, mut task: Task<'_>, worker: &mut Scratch) {
-        let expert = self.packed.expert::<K>(task.span.expert);
-        let Operands { block, second, .. } = K::Lane::operands(&mut worker.operands);
-        self.kernel.vectorized(|| {
-            self.up(&task.span, block, &mut worker.sums, |hidden, sums| {
-                if let Some(pre) = &mut task.pre {
-                    hidden.keep::<K>(sums, pre);
-                }
-                hidden.activate::<K>(sums);
-                hidden.pack::<K>(sums, second, self.sizes.down_depth);
-            });
-            self.down(&mut task, expert, second, &mut worker.sums);
-        });
-    }
-
     /// Gathers rows of `from`, `[t, d]`, into a block.
     #[inline(always)]
     pub(crate) fn gather<'b>(
@@ -198,13 +231,13 @@ impl<'a, K: Kernel> Context<'a, K> {
         from: &[f32],
         span: &Span,
         to: &'b mut [K::Lane],
-    ) -> Block<'b, K::Lane> {
+    ) -> Operand<'b, K::Lane> {
         let token_n = &self.plan.token_n()[span.rows.clone()];
         let (width, depth) = (self.packed.shape().width, self.sizes.up_depth);
         let row = |row: usize| &from[token_n[row] as usize * width..][..width];
         let to = &mut to[..gemm::block_lanes::<K>(token_n.len(), depth)];
-        gemm::gather::<K>(to, depth, token_n.len(), row);
-        Block { lanes: to, rows: token_n.len(), depth }
+        gemm::gather(self.kernel, to, depth, token_n.len(), row);
+        Operand { lanes: to, rows: token_n.len(), depth }
     }
 
     /// The first product: `each` gets the sums of every panel, biases added.
@@ -214,7 +247,7 @@ impl<'a, K: Kernel> Context<'a, K> {
         span: &Span,
         block: &mut [K::Lane],
         sums: &mut [f32],
-        mut each: impl FnMut(Hidden, &mut [f32]),
+        mut each: impl OnPanel<K>,
     ) {
         let expert = self.packed.expert::<K>(span.expert);
         let block = self.gather(self.x_td, span, block);
@@ -225,56 +258,58 @@ impl<'a, K: Kernel> Context<'a, K> {
             gemm::product(self.kernel, block, panel, ahead, sums);
             let hidden = Hidden::of::<K>(self.packed.shape(), number, block.rows);
             hidden.add_bias::<K>(expert.b1_h, sums);
-            each(hidden, sums);
+            each.run(hidden, sums);
         }
     }
 
     #[inline(always)]
-    fn down(
-        &self,
-        task: &mut Task<'_>,
-        expert: Expert<'_, K::Lane>,
-        second: &[K::Lane],
-        sums: &mut [f32],
-    ) {
+    fn down(&self, task: &mut Task<'_>, second: &[K::Lane], sums: &mut [f32]) {
+        let expert = self.packed.expert::<K>(task.span.expert);
         let weight_n = &self.plan.weight_n()[task.span.rows.clone()];
         let depth = self.sizes.down_depth;
-        let block = Block { lanes: second, rows: weight_n.len(), depth };
+        let operand = Operand { lanes: second, rows: weight_n.len(), depth };
         let panels = expert.down.chunks_exact(depth * K::NR);
-        let ahead = panels.clone().skip(1).chain([&[][..]]);
-        for (number, (panel, ahead)) in panels.zip(ahead).enumerate() {
-            gemm::product(self.kernel, block, panel, ahead, sums);
-            let first = number * K::NR;
-            weigh::<K>(sums, weight_n, expert.b2_d, first, self.packed.shape().width, task.y);
+        let stride = gemm::sums_stride::<K>(self.packed.shape().width);
+        let tiles = operand.rows.div_ceil(K::MR);
+        // Depth outermost: the part of the operand that all panels need stays in the cache.
+        for part in gemm::parts(depth, gemm::DEPTH) {
+            let lanes = part.start * K::NR..part.end * K::NR;
+            let after =
+                part.end * K::NR..lanes.len().min((depth - part.end) * K::NR) + part.end * K::NR;
+            let next = panels.clone().skip(1).map(|panel| &panel[lanes.clone()]);
+            let next = next.chain([&expert.down[after]]);
+            for (number, (panel, ahead)) in panels.clone().zip(next).enumerate() {
+                let sums = Sums { to: &mut sums[number * K::NR..], stride };
+                let mut ahead = ahead.chunks(ahead.len().div_ceil(tiles).max(1));
+                gemm::partial(
+                    self.kernel,
+                    operand,
+                    part.clone(),
+                    &panel[lanes.clone()],
+                    sums,
+                    |_| {
+                        self.kernel.prefetch(ahead.next().unwrap_or_default());
+                    },
+                );
+            }
         }
+        weigh(sums, stride, weight_n, expert.b2_d, task.y);
     }
 }
 
-/// `y[n, first..] = weight[n] (sums[n] + b2)`.
+/// `y[n] = weight[n] (sums[n] + b2)`.
 #[inline(always)]
-fn weigh<K: Kernel>(
-    sums: &[f32],
-    weight_n: &[f32],
-    b2_d: Option<&[f32]>,
-    first: usize,
-    width: usize,
-    y_nd: &mut [f32],
-) {
-    let columns = first..width.min(first + K::NR);
-    let rows = sums.chunks_exact(K::NR).zip(y_nd.chunks_exact_mut(width)).zip(weight_n);
-    for ((sums, y_d), weight) in rows {
-        let y_d = &mut y_d[columns.clone()];
+fn weigh(sums: &[f32], stride: usize, weight_n: &[f32], b2_d: Option<&[f32]>, y_nd: &mut [f32]) {
+    let width = y_nd.len() / weight_n.len();
+    for ((sums, y_d), weight) in sums.chunks(stride).zip(y_nd.chunks_exact_mut(width)).zip(weight_n)
+    {
         match b2_d {
             Some(b2_d) => {
-                for ((y, sum), bias) in y_d.iter_mut().zip(sums).zip(&b2_d[columns.clone()]) {
+                for ((y, sum), bias) in y_d.iter_mut().zip(sums).zip(b2_d) {
                     *y = weight * (sum + bias);
                 }
             }
-            None => {
-                for (y, sum) in y_d.iter_mut().zip(sums) {
-                    *y = weight * sum;
-                }
-            }
+            None => y_d.iter_mut().zip(sums).for_each(|(y, sum)| *y = weight * sum),
         }
     }
 }

@@ -4,15 +4,15 @@
 
 use std::ops::Range;
 
-use crate::arch::Kernel;
+use crate::arch::{Kernel, Left};
 
-/// Lanes of depth that are multiplied at a time: a part of a panel this deep stays in the first
-/// cache while all rows of the block pass by.
-pub(crate) const DEPTH: usize = 256;
+/// Most lanes of depth that are multiplied at a time: a part of a panel this deep stays in the first
+/// cache, with room for the rows that pass by.
+pub(crate) const DEPTH: usize = 192;
 
 /// A block of rows as tiles of `MR`: `[tiles, k, MR]`.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Block<'a, L> {
+pub(crate) struct Operand<'a, L> {
     pub(crate) lanes: &'a [L],
     pub(crate) rows: usize,
     pub(crate) depth: usize,
@@ -23,61 +23,70 @@ pub(crate) fn block_lanes<K: Kernel>(rows: usize, depth: usize) -> usize {
     rows.next_multiple_of(K::MR) * depth
 }
 
-/// Values that the sums of a block take.
-pub(crate) fn block_sums<K: Kernel>(rows: usize) -> usize {
-    rows.next_multiple_of(K::MR) * K::NR
+/// Values from one row of a block's sums of all columns to the next, with a cache line between.
+pub(crate) fn sums_stride<K: Kernel>(columns: usize) -> usize {
+    columns.next_multiple_of(K::NR) + 16
 }
 
-/// The parts of a depth.
-pub(crate) fn parts(depth: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..depth).step_by(DEPTH).map(move |start| start..depth.min(start + DEPTH))
+/// Cuts a depth into parts of like size, none above `most`.
+pub(crate) fn parts(depth: usize, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    let count = depth.div_ceil(most);
+    (0..count).map(move |part| depth * part / count..depth * (part + 1) / count)
 }
 
-/// `sums[n, NR] = block x panel` for a whole panel `[k, NR]`, while the lines of `ahead` are
+/// `sums[n, NR] = operand x panel` for a whole panel `[k, NR]`, while the lines of `ahead` are
 /// fetched.
 #[inline(always)]
 pub(crate) fn product<K: Kernel>(
     kernel: K,
-    block: Block<'_, K::Lane>,
+    operand: Operand<'_, K::Lane>,
     panel: &[K::Lane],
     ahead: &[K::Lane],
     sums: &mut [f32],
 ) {
-    let calls = block.rows.div_ceil(K::MR) * block.depth.div_ceil(DEPTH);
+    let calls = operand.rows.div_ceil(K::MR) * operand.depth.div_ceil(DEPTH);
     let mut ahead = ahead.chunks(ahead.len().div_ceil(calls).max(1));
-    for part in parts(block.depth) {
+    for part in parts(operand.depth, DEPTH) {
         let lanes = &panel[part.start * K::NR..part.end * K::NR];
-        partial(kernel, block, part, lanes, sums, || {
+        partial(kernel, operand, part, lanes, Sums { to: sums, stride: K::NR }, |_| {
             kernel.prefetch(ahead.next().unwrap_or_default());
         });
     }
 }
 
-/// `sums[n, NR] (+)= block x panel` for a part of the depth; added to what is there unless the part
-/// is the first. `before_each` runs before each tile.
+/// Where a product's sums go.
+pub(crate) struct Sums<'a> {
+    pub(crate) to: &'a mut [f32],
+    /// From one row to the next.
+    pub(crate) stride: usize,
+}
+
+/// `sums[n, NR] (+)= operand x panel` for a part of the depth; added to what is there unless the
+/// part is the first. `before_each` runs before each tile, with its number.
 #[inline(always)]
 pub(crate) fn partial<K: Kernel>(
     kernel: K,
-    block: Block<'_, K::Lane>,
+    operand: Operand<'_, K::Lane>,
     part: Range<usize>,
     panel: &[K::Lane],
-    sums: &mut [f32],
-    mut before_each: impl FnMut(),
+    sums: Sums<'_>,
+    mut before_each: impl FnMut(usize),
 ) {
-    let tiles = block.lanes.chunks_exact(block.depth * K::MR);
-    for (tile, (lanes, sums)) in tiles.zip(sums.chunks_exact_mut(K::MR * K::NR)).enumerate() {
-        let Some(rows) = block.rows.checked_sub(tile * K::MR).filter(|&rows| rows > 0) else {
-            break;
-        };
-        before_each();
+    let tiles = operand.lanes.chunks_exact(operand.depth * K::MR);
+    for (tile, lanes) in tiles.take(operand.rows.div_ceil(K::MR)).enumerate() {
+        before_each(tile);
         let lanes = &lanes[part.start * K::MR..part.end * K::MR];
-        kernel.tile(rows.min(K::MR), lanes, panel, sums, K::NR, part.start > 0);
+        let rows = K::MR.min(operand.rows - tile * K::MR);
+        let to = &mut sums.to[tile * K::MR * sums.stride..];
+        let left = Left { lanes, stride: K::MR };
+        kernel.tile(rows, left, panel, to, sums.stride, part.start > 0);
     }
 }
 
 /// Fills the tiles of a block with rows whose depth runs along them.
 #[inline(always)]
 pub(crate) fn gather<'a, K: Kernel>(
+    kernel: K,
     to: &mut [K::Lane],
     depth: usize,
     rows: usize,
@@ -85,6 +94,6 @@ pub(crate) fn gather<'a, K: Kernel>(
 ) {
     for (tile, to) in to.chunks_exact_mut(depth * K::MR).enumerate() {
         let rows = tile * K::MR..rows.min((tile + 1) * K::MR);
-        crate::pack::transpose(to, K::MR, rows.map(&row));
+        crate::pack::transpose(kernel, to, K::MR, rows.map(&row));
     }
 }

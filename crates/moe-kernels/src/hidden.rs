@@ -35,8 +35,8 @@ pub(crate) fn up_column<K: Kernel>(shape: &Shape) -> usize {
 pub(crate) struct Hidden {
     activation: Activation,
     /// The first column.
-    first: usize,
-    columns: usize,
+    pub(crate) first: usize,
+    pub(crate) columns: usize,
     rows: usize,
     /// Where the up map's columns start in a saved row.
     up_column: usize,
@@ -105,12 +105,31 @@ impl Hidden {
 
     /// Packs the first columns of `sums` as depth of the next product.
     #[inline(always)]
-    pub(crate) fn pack<K: Kernel>(&self, sums: &[f32], to: &mut [K::Lane], depth: usize) {
+    pub(crate) fn pack<K: Kernel>(
+        &self,
+        kernel: K,
+        sums: &[f32],
+        to: &mut [K::Lane],
+        depth: usize,
+    ) {
         let lane = self.first / K::Lane::DEPTH;
         let sums = sums[..self.rows * K::NR].chunks(K::MR * K::NR);
         for (sums, to) in sums.zip(to.chunks_exact_mut(depth * K::MR)) {
             let rows = sums.chunks_exact(K::NR).map(|row| &row[..self.columns]);
-            transpose(&mut to[lane * K::MR..], K::MR, rows);
+            transpose(kernel, &mut to[lane * K::MR..], K::MR, rows);
+        }
+    }
+
+    /// Asks for what [`Self::back`] will read and write in the rows of a tile.
+    #[inline(always)]
+    pub(crate) fn prefetch<K: Kernel>(&self, kernel: K, tile: usize, rows: &BackRows<'_>) {
+        for row in tile * K::MR..self.rows.min((tile + 1) * K::MR) {
+            let pre = &rows.pre[row * self.stride + self.first..];
+            kernel.prefetch(&pre[..self.columns]);
+            if self.activation.gated() {
+                kernel.prefetch(&pre[self.up_column..][..self.columns]);
+            }
+            kernel.prefetch(&rows.hidden[row * rows.hidden_stride + self.first..][..self.columns]);
         }
     }
 
@@ -126,7 +145,13 @@ impl Hidden {
     /// Packs the gradients that [`Self::back`] left in `pre` as depth of the next product: the
     /// gate's, then the up map's.
     #[inline(always)]
-    pub(crate) fn pack_gradients<K: Kernel>(&self, pre: &[f32], to: &mut [K::Lane], depth: usize) {
+    pub(crate) fn pack_gradients<K: Kernel>(
+        &self,
+        kernel: K,
+        pre: &[f32],
+        to: &mut [K::Lane],
+        depth: usize,
+    ) {
         let lane = self.first / K::Lane::DEPTH;
         let up_lane = if self.activation.gated() { depth / 2 } else { 0 };
         for (pre, to) in pre.chunks(K::MR * self.stride).zip(to.chunks_exact_mut(depth * K::MR)) {
@@ -134,9 +159,9 @@ impl Hidden {
                 pre.chunks_exact(self.stride).map(move |row| &row[column..][..self.columns])
             };
             let up = self.up_column + self.first;
-            transpose(&mut to[(up_lane + lane) * K::MR..], K::MR, rows(up));
+            transpose(kernel, &mut to[(up_lane + lane) * K::MR..], K::MR, rows(up));
             if self.activation.gated() {
-                transpose(&mut to[lane * K::MR..], K::MR, rows(self.first));
+                transpose(kernel, &mut to[lane * K::MR..], K::MR, rows(self.first));
             }
         }
     }

@@ -14,6 +14,7 @@ mod activation;
 mod arch;
 mod backward;
 mod combine;
+mod decode;
 mod error;
 mod forward;
 mod gemm;
@@ -30,6 +31,7 @@ mod workspace;
 
 pub use arch::Isa;
 pub use backward::{BackwardInput, BackwardOutput, backward};
+pub use decode::{MOST_TOKENS, decode};
 pub use error::KernelError;
 pub use forward::forward;
 pub use pack::Packed;

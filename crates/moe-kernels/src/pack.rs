@@ -6,24 +6,88 @@
 //!
 //! Axis letters: `e` experts, `d` width, `h` hidden width, `k` depth in lanes, `n` rows.
 
-use crate::arch::{Isa, Kernel, Lane, Pair, Work};
+use crate::arch::{Isa, Job, Kernel, Lane, Pair, SIDE, Work};
 use crate::memory::Buffer;
 use crate::shape::{Dtype, Shape, Weights};
 use crate::{KernelError, tasks};
 
-/// Writes `to[k, i] = row_i[k]`: depth runs along the rows, and each row becomes a column.
+/// Writes `to[k, i] = row_i[k]`: depth runs along the rows, and each row becomes a column. All rows
+/// are of one length.
 #[inline(always)]
-pub(crate) fn transpose<'a, L: Lane>(
-    to: &mut [L],
+pub(crate) fn transpose<'a, K: Kernel>(
+    kernel: K,
+    to: &mut [K::Lane],
     width: usize,
-    rows: impl Iterator<Item = &'a [f32]>,
+    rows: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
 ) {
-    for (i, row) in rows.enumerate() {
-        let column = to[i..].iter_mut().step_by(width);
-        for (to, values) in column.zip(row.chunks(L::DEPTH)) {
+    if width == 1 {
+        for (to, values) in
+            to.chunks_mut(SIDE).zip(rows.flat_map(|row| row.chunks(SIDE * K::Lane::DEPTH)))
+        {
+            join(to, values);
+        }
+        return;
+    }
+    for first in (0..rows.len()).step_by(SIDE) {
+        let rows = rows.clone().skip(first).take(SIDE);
+        transpose_strip(kernel, &mut to[first..], width, rows);
+    }
+}
+
+/// The same for at most [`SIDE`] rows.
+#[inline(always)]
+fn transpose_strip<'a, K: Kernel>(
+    kernel: K,
+    to: &mut [K::Lane],
+    width: usize,
+    rows: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
+) {
+    let count = rows.len();
+    let length = rows.clone().next().map_or(0, <[f32]>::len);
+    let step = SIDE * K::Lane::DEPTH;
+    for start in (0..length).step_by(step) {
+        let columns = start..length.min(start + step);
+        let mut square = [[K::Lane::default(); SIDE]; SIDE];
+        for (square, row) in square.iter_mut().zip(rows.clone()) {
+            join(square, &row[columns.clone()]);
+        }
+        let square = kernel.transposed(&square);
+        let lanes = columns.len().div_ceil(K::Lane::DEPTH);
+        let to = &mut to[start / K::Lane::DEPTH * width..];
+        put_rows::<K>(to, width, count, &square[..lanes]);
+    }
+}
+
+/// Joins consecutive values to lanes.
+#[inline(always)]
+fn join<L: Lane>(to: &mut [L], values: &[f32]) {
+    if values.len() == SIDE * L::DEPTH {
+        for (to, values) in to.iter_mut().zip(values.chunks_exact(L::DEPTH)) {
+            *to = L::join(values[0], values[L::DEPTH - 1]);
+        }
+    } else {
+        for (to, values) in to.iter_mut().zip(values.chunks(L::DEPTH)) {
             *to = L::join(values[0], values.get(1).copied().unwrap_or(0.0));
         }
     }
+}
+
+/// Writes the first `count` lanes of each row to rows of `width`.
+#[inline(always)]
+fn put_rows<K: Kernel>(to: &mut [K::Lane], width: usize, count: usize, rows: &[[K::Lane; SIDE]]) {
+    let Some((last, rows)) = rows.split_last() else { return };
+    // Whole registers are faster than parts, and the next row overwrites what is too much: it must
+    // reach as far.
+    let whole = count == SIDE || (count == width && SIDE <= 2 * width);
+    for (k, row) in rows.iter().enumerate() {
+        let to = &mut to[k * width..];
+        match to.first_chunk_mut::<SIDE>() {
+            Some(to) if whole => *to = *row,
+            _ if count == K::MR => to[..K::MR].copy_from_slice(&row[..K::MR]),
+            _ => to[..count].copy_from_slice(&row[..count]),
+        }
+    }
+    to[rows.len() * width..][..count].copy_from_slice(&last[..count]);
 }
 
 /// Writes `to[k, i] = row_k[i]`: depth runs over the rows, two of which make a lane of pairs.
@@ -245,10 +309,7 @@ impl Work for Repack<'_> {
         let downs = panels(&mut matrices.down, sizes.down_depth * K::NR, sizes.down_panels, true);
         let mut workers = vec![(); rayon::current_num_threads()];
         tasks::run(ups.chain(downs).collect(), &mut workers, |panel, ()| {
-            kernel.vectorized(|| match panel.down {
-                true => pack_down::<K>(panel, &shape, weights),
-                false => pack_up::<K>(panel, &shape, weights),
-            });
+            kernel.vectorized(PackPanel { kernel, panel, shape: &shape, weights });
         });
     }
 }
@@ -266,29 +327,47 @@ fn panels<L: Lane>(
     to.chunks_exact_mut(lanes).enumerate().map(panel)
 }
 
-#[inline(always)]
-fn pack_up<K: Kernel>(panel: Panel<'_, K::Lane>, shape: &Shape, weights: &Weights<'_>) {
-    let columns = Panelled::of::<K>(shape).hidden_columns;
-    let first = panel.number * columns;
-    let count = columns.min(shape.hidden - first);
-    let rows =
-        |matrix_ehd| expert_rows(matrix_ehd, panel.expert, shape.hidden, shape.width, first, count);
-    match weights.gate_ehd {
-        Some(gate_ehd) => {
-            transpose(panel.to, K::NR, rows(gate_ehd));
-            transpose(&mut panel.to[columns..], K::NR, rows(weights.w1_ehd));
-        }
-        None => transpose(panel.to, K::NR, rows(weights.w1_ehd)),
+struct PackPanel<'a, K: Kernel> {
+    kernel: K,
+    panel: Panel<'a, K::Lane>,
+    shape: &'a Shape,
+    weights: &'a Weights<'a>,
+}
+
+impl<K: Kernel> Job for PackPanel<'_, K> {
+    #[inline(always)]
+    fn run(self) {
+        if self.panel.down { self.down() } else { self.up() }
     }
 }
 
-#[inline(always)]
-fn pack_down<K: Kernel>(panel: Panel<'_, K::Lane>, shape: &Shape, weights: &Weights<'_>) {
-    let first = panel.number * K::NR;
-    let count = K::NR.min(shape.width - first);
-    let (height, width) = (shape.width, shape.hidden);
-    let rows = expert_rows(weights.w2_edh, panel.expert, height, width, first, count);
-    transpose(panel.to, K::NR, rows);
+impl<K: Kernel> PackPanel<'_, K> {
+    #[inline(always)]
+    fn up(self) {
+        let Self { kernel, panel, shape, weights } = self;
+        let columns = Panelled::of::<K>(shape).hidden_columns;
+        let first = panel.number * columns;
+        let count = columns.min(shape.hidden - first);
+        let size = [shape.hidden, shape.width];
+        let rows = |matrix_ehd| expert_rows(matrix_ehd, panel.expert, size, first, count);
+        match weights.gate_ehd {
+            Some(gate_ehd) => {
+                transpose(kernel, panel.to, K::NR, rows(gate_ehd));
+                transpose(kernel, &mut panel.to[columns..], K::NR, rows(weights.w1_ehd));
+            }
+            None => transpose(kernel, panel.to, K::NR, rows(weights.w1_ehd)),
+        }
+    }
+
+    #[inline(always)]
+    fn down(self) {
+        let Self { kernel, panel, shape, weights } = self;
+        let first = panel.number * K::NR;
+        let count = K::NR.min(shape.width - first);
+        let size = [shape.width, shape.hidden];
+        let rows = expert_rows(weights.w2_edh, panel.expert, size, first, count);
+        transpose(kernel, panel.to, K::NR, rows);
+    }
 }
 
 /// `count` rows from `first` on of an expert's matrix `[height, width]`.
@@ -296,10 +375,9 @@ fn pack_down<K: Kernel>(panel: Panel<'_, K::Lane>, shape: &Shape, weights: &Weig
 fn expert_rows(
     matrix: &[f32],
     expert: usize,
-    height: usize,
-    width: usize,
+    [height, width]: [usize; 2],
     first: usize,
     count: usize,
-) -> impl Iterator<Item = &[f32]> {
+) -> impl ExactSizeIterator<Item = &[f32]> + Clone {
     matrix[(expert * height + first) * width..].chunks_exact(width).take(count)
 }

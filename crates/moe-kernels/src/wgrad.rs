@@ -10,14 +10,20 @@
 //!
 //! Axis letters: `n` routed rows of an expert, `d` width, `h` hidden width, `k` depth in lanes.
 
-use crate::arch::{Kernel, Lane};
+use std::ops::Range;
+
+use crate::arch::{Job, Kernel, Lane, Left};
 use crate::backward::BackwardInput;
-use crate::gemm::DEPTH;
+use crate::gemm;
 use crate::hidden::{hidden_stride, pre_stride, up_column};
 use crate::pack::stack;
 use crate::shape::{Shape, WeightGrads};
 use crate::tasks;
 use crate::workspace::{Operands, Scratch};
+
+/// Most lanes of rows that are multiplied at a time: more than elsewhere, because each part reads
+/// and writes the whole gradient.
+pub(crate) const DEPTH: usize = 320;
 
 /// Most strips of `MR` rows of a matrix in a task.
 const STRIPS: usize = 40;
@@ -74,7 +80,7 @@ pub(crate) fn add<K: Kernel>(
     tasks.retain(|task| work(task) > 0);
     tasks.sort_by_key(|task| std::cmp::Reverse(work(task)));
     let cx = Context { kernel, shape, rows };
-    tasks::run(tasks, workers, |task, worker| kernel.vectorized(|| cx.add(task, worker)));
+    tasks::run(tasks, workers, |task, worker| kernel.vectorized(Add { cx: &cx, task, worker }));
 }
 
 /// Cuts the matrices `[e, height, width]` into tasks of whole strips.
@@ -105,23 +111,48 @@ struct Context<'a, K> {
     rows: Rows<'a>,
 }
 
+/// A task on a worker.
+struct Add<'a, K> {
+    cx: &'a Context<'a, K>,
+    task: Task<'a>,
+    worker: &'a mut Scratch,
+}
+
+impl<K: Kernel> Job for Add<'_, K> {
+    #[inline(always)]
+    fn run(self) {
+        self.cx.add(self.task, self.worker);
+    }
+}
+
 impl<K: Kernel> Context<'_, K> {
     #[inline(always)]
     fn add(&self, mut task: Task<'_>, worker: &mut Scratch) {
         let Operands { block, panel, .. } = K::Lane::operands(&mut worker.operands);
         let rows = self.rows.input.plan.span(task.expert);
         let width = self.width(task.which);
-        for start in rows.clone().step_by(DEPTH * K::Lane::DEPTH) {
-            let rows = start..rows.end.min(start + DEPTH * K::Lane::DEPTH);
-            let depth = rows.len().div_ceil(K::Lane::DEPTH);
+        let lanes = rows.len().div_ceil(K::Lane::DEPTH);
+        for part in gemm::parts(lanes, DEPTH) {
+            let depth = part.len();
+            let row = |lane: usize| rows.end.min(rows.start + lane * K::Lane::DEPTH);
+            let rows = row(part.start)..row(part.end);
             self.add_bias(&mut task, rows.clone());
             self.pack_strips(&task, rows.clone(), depth, block);
+            let strips = (task.to.len() / width).div_ceil(K::MR);
             for first in (0..width).step_by(K::NR) {
-                let columns = first..width.min(first + K::NR);
+                let columns = |first: usize| first..width.min(first + K::NR);
                 let panel = &mut panel[..depth * K::NR];
-                let row = |row| &self.right(task.which, row)[columns.clone()];
+                let row = |row| &self.right(task.which, row)[columns(first)];
                 stack(panel, K::NR, rows.clone().map(row));
-                self.add_columns(&mut task, block, panel, columns, &mut worker.sums);
+                let mut next = rows.clone().filter(|_| first + K::NR < width);
+                let ahead = || {
+                    let share = next.by_ref().take(rows.len().div_ceil(strips));
+                    for row in share {
+                        self.kernel.prefetch(&self.right(task.which, row)[columns(first + K::NR)]);
+                    }
+                };
+                let to = &mut *task.to;
+                self.add_columns(to, width, block, panel, columns(first), &mut worker.sums, ahead);
             }
         }
     }
@@ -161,13 +192,7 @@ impl<K: Kernel> Context<'_, K> {
     }
 
     #[inline(always)]
-    fn pack_strips(
-        &self,
-        task: &Task<'_>,
-        rows: std::ops::Range<usize>,
-        depth: usize,
-        to: &mut [K::Lane],
-    ) {
+    fn pack_strips(&self, task: &Task<'_>, rows: Range<usize>, depth: usize, to: &mut [K::Lane]) {
         let end = task.first + task.to.len() / self.width(task.which);
         let strips = to.chunks_exact_mut(depth * K::MR);
         for (to, first) in strips.zip((task.first..end).step_by(K::MR)) {
@@ -178,7 +203,7 @@ impl<K: Kernel> Context<'_, K> {
     }
 
     #[inline(always)]
-    fn add_bias(&self, task: &mut Task<'_>, rows: std::ops::Range<usize>) {
+    fn add_bias(&self, task: &mut Task<'_>, rows: Range<usize>) {
         let Some(bias) = task.bias.as_deref_mut() else { return };
         let columns = task.first..task.first + bias.len();
         for row in rows {
@@ -190,20 +215,33 @@ impl<K: Kernel> Context<'_, K> {
         }
     }
 
-    /// Adds the product of all strips with one panel.
+    /// Adds the product of all strips with one panel; `ahead` runs before each.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "a product's operands and their places")]
     fn add_columns(
         &self,
-        task: &mut Task<'_>,
+        to: &mut [f32],
+        width: usize,
         block: &[K::Lane],
         panel: &[K::Lane],
-        columns: std::ops::Range<usize>,
+        columns: Range<usize>,
         sums: &mut [f32],
+        mut ahead: impl FnMut(),
     ) {
-        let width = self.width(task.which);
         let strips = block.chunks_exact(panel.len() / K::NR * K::MR);
-        for (strip, to) in strips.zip(task.to.chunks_mut(K::MR * width)) {
+        for (number, strip) in strips.enumerate() {
+            let first = number * K::MR * width;
+            if first >= to.len() {
+                break;
+            }
+            let (to, next) = to.split_at_mut(to.len().min(first + K::MR * width));
+            let to = &mut to[first..];
+            for row in next.chunks_exact(width).take(K::MR) {
+                self.kernel.prefetch(&row[columns.clone()]);
+            }
+            ahead();
             let rows = to.len() / width;
+            let strip = Left { lanes: strip, stride: K::MR };
             if columns.len() == K::NR {
                 self.kernel.tile(rows, strip, panel, &mut to[columns.start..], width, true);
                 continue;

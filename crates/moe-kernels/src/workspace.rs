@@ -1,8 +1,9 @@
 //! Memory that kernels reuse from call to call.
 
 use crate::KernelError;
-use crate::arch::{Lane, Pair};
+use crate::arch::{Isa, Lane, Pair};
 use crate::memory::Buffer;
+use crate::shape::Shape;
 
 /// Scratch memory of forward and backward passes. It grows to the largest call and stays; one
 /// workspace serves all layers of a model, one after the other.
@@ -16,8 +17,10 @@ pub struct Workspace {
     pub(crate) hidden_nh: Buffer<f32>,
     /// What the activation saw, where it was not saved.
     pub(crate) pre: Saved,
-    /// The rows of each token.
+    /// The rows of each token, or of each expert.
     pub(crate) rows_of: crate::sort::Groups,
+    /// Operands of decoding.
+    pub(crate) decode: AnyOperands,
 }
 
 impl Workspace {
@@ -40,7 +43,8 @@ impl Workspace {
 #[derive(Debug, Default)]
 pub struct Saved {
     pub(crate) values: Buffer<f32>,
-    pub(crate) rows: Option<usize>,
+    /// Whose rows it holds, and how many.
+    pub(crate) holds: Option<(Shape, Isa, usize)>,
 }
 
 impl Saved {
@@ -51,7 +55,7 @@ impl Saved {
 
     /// Rows that are saved; none after a backward pass has used them.
     pub fn rows(&self) -> Option<usize> {
-        self.rows
+        self.holds.map(|(_, _, rows)| rows)
     }
 }
 

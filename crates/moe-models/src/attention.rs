@@ -70,3 +70,38 @@ impl Attention {
         y_btd.linear(&self.out_dd, None::<&Tensor>)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use moe_routers::ParamStore;
+    use moe_routers::tolerance::tolerance;
+    use tch::Device;
+
+    /// The fused output, and the other way's output and weights.
+    fn attended() -> (Tensor, Tensor, Tensor) {
+        let store = ParamStore::new(5, Device::Cpu, Kind::Double);
+        let attention = Attention::new(&store.root(), 12, 3, 1.0);
+        let x_btd = store.root().matrix("x", &[2, 7, 12], 2.0);
+        let (y_btd, weight_bmtt) = attention.forward_with_weights(&x_btd);
+        (attention.forward(&x_btd), y_btd, weight_bmtt)
+    }
+
+    #[test]
+    fn written_down_weights_give_the_fused_output() {
+        let (want_btd, got_btd, _) = attended();
+        let limit = tolerance(Kind::Double).value;
+        assert!(got_btd.allclose(&want_btd, limit, limit, false));
+    }
+
+    #[test]
+    fn weights_are_causal_and_sum_to_one() {
+        let (_, _, weight_bmtt) = attended();
+        assert_eq!(weight_bmtt.size(), [2, 3, 7, 7]);
+        let limit = tolerance(Kind::Double).value;
+        let sum_bmt = weight_bmtt.sum_dim_intlist(-1, false, None::<Kind>);
+        assert!(sum_bmt.allclose(&sum_bmt.ones_like(), limit, limit, false));
+        assert_eq!(weight_bmtt.triu(1).abs().max().double_value(&[]), 0.0);
+        assert!(weight_bmtt.diagonal(0, -2, -1).min().double_value(&[]) > 0.0);
+    }
+}

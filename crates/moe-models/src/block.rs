@@ -3,7 +3,7 @@
 //! Axis letters: `b` batch, `g` groups, `t` tokens, `d` width, `m` heads.
 
 use crate::attention::Attention;
-use crate::experts::{ExpertExec, ExpertShape, Experts};
+use crate::experts::{Activation, ExpertExec, ExpertShape, Experts};
 use crate::layer::{LayerTrace, MoeLayer};
 use crate::lm::{LmConfig, RoutingGroup, Rules};
 use moe_core::RouteError;
@@ -51,7 +51,7 @@ impl Block {
         let (params, d) = (root.child("layers").child(layer), config.width);
         let output_scale = (1.0 / (2.0 * config.layers as f64)).sqrt();
         let sequence_only = rules.router.within_sequence();
-        let needed = rules.residual.norms(config.norm, config.is_sparse(layer));
+        let needed = rules.residual.norms(config.norm, config.sparse_index(layer).is_some());
         Self {
             attention: Attention::new(&params.child("attention"), d, config.heads, output_scale),
             attention_norm: norm(&params.child("attention_norm"), d),
@@ -59,7 +59,7 @@ impl Block {
             feed_forward: FeedForward::new(&params, config, rules, layer),
             feed_forward_norms: norms(&params, d, needed),
             group: if sequence_only { RoutingGroup::Sequence } else { config.routing_group },
-            reads_attention: config.is_sparse(layer) && rules.router.reads_attention(),
+            reads_attention: config.sparse_index(layer).is_some() && rules.router.reads_attention(),
         }
     }
 
@@ -149,26 +149,28 @@ impl Block {
 
 impl FeedForward {
     fn new(params: &Params<'_>, config: &LmConfig, rules: &Rules<'_>, layer: i64) -> Self {
-        let shape = |experts: i64, hidden: i64| ExpertShape {
+        let shape = |experts: i64, hidden: i64, activation: Activation| ExpertShape {
             experts,
             width: config.width,
             hidden,
-            activation: config.activation,
+            activation,
             bias: config.bias,
             output_scale: (1.0 / (2.0 * config.layers as f64)).sqrt(),
         };
-        if !config.is_sparse(layer) {
-            let shape = shape(1, config.active_hidden);
+        let Some(index) = config.sparse_index(layer) else {
+            let activation = config.dense_activation.unwrap_or(config.activation);
+            let shape = shape(1, config.active_hidden, activation);
             return Self::Dense(Experts::new(&params.child("dense"), shape, ExpertExec::Loop));
-        }
+        };
         let experts = rules.router.bank(config.experts as usize) as i64;
-        let shape = shape(experts, config.expert_hidden(rules.router));
+        let exec = ExpertExec::best(params.device(), params.kind());
+        let shape = shape(experts, config.expert_hidden(rules.router), config.activation);
         Self::Sparse(MoeLayer {
-            index: ((layer + 1) / config.moe_every - 1) as usize,
+            index,
             router: rules
                 .router
                 .build(&params.child("router").wide(), Dims { width: config.width, experts }),
-            experts: Experts::new(&params.child("experts"), shape, ExpertExec::Loop),
+            experts: Experts::new(&params.child("experts"), shape, exec),
             capacity: rules.capacity,
             losses: rules.losses,
         })

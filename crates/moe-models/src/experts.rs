@@ -7,11 +7,13 @@
 //!
 //! Axis letters: `n` rows sorted by expert, `d` width, `h` hidden width, `e` experts.
 
+mod fused;
 mod padded;
 
 use moe_routers::{Params, TensorPlan};
+use moe_torch_sys::fused::FusedBank;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Nonlinearity of an expert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +51,10 @@ pub enum ExpertExec {
     Loop,
     /// libtorch's grouped matmul, without a host round trip; `f32` and `bf16`.
     Grouped,
+    /// Kernels of this workspace: dispatch, products, activation and combine in one. `f32` on a CPU.
+    Fused,
+    /// The same with products of `bf16` values, sums and parameters in `f32`.
+    FusedBf16,
     /// One batched matmul, every expert padded to the busiest one's rows. Reads the largest load back
     /// to the host; wasteful where loads are uneven.
     Padded,
@@ -56,7 +62,18 @@ pub enum ExpertExec {
 
 impl ExpertExec {
     /// Every way, for parity tests and measurements.
-    pub const ALL: [Self; 3] = [Self::Loop, Self::Grouped, Self::Padded];
+    pub const ALL: [Self; 5] =
+        [Self::Loop, Self::Grouped, Self::Padded, Self::Fused, Self::FusedBf16];
+
+    /// The fastest exact way for parameters of this kind on this device, as measured
+    /// (`docs/performance.md`).
+    pub fn best(device: Device, kind: Kind) -> Self {
+        match (device, kind) {
+            (Device::Cpu, Kind::Float) => Self::Fused,
+            (Device::Cuda(_), Kind::BFloat16) => Self::Grouped,
+            _ => Self::Loop,
+        }
+    }
 
     /// Name in tables and on the command line.
     pub fn name(self) -> &'static str {
@@ -64,6 +81,8 @@ impl ExpertExec {
             Self::Loop => "loop",
             Self::Grouped => "grouped",
             Self::Padded => "padded",
+            Self::Fused => "fused",
+            Self::FusedBf16 => "fused-bf16",
         }
     }
 }
@@ -95,6 +114,7 @@ pub struct Experts {
     b2_ed: Option<Tensor>,
     activation: Activation,
     exec: ExpertExec,
+    fused: Option<FusedBank>,
 }
 
 /// One expert's weights, views into the bank.
@@ -111,15 +131,17 @@ impl Experts {
     pub fn new(params: &Params<'_>, shape: ExpertShape, exec: ExpertExec) -> Self {
         let ExpertShape { experts: e, width: d, hidden: h, activation, bias, output_scale } = shape;
         let std = |fan_in: i64| (1.0 / fan_in as f64).sqrt();
-        Self {
+        let bank = Self {
             w1_ehd: params.matrix("w1", &[e, h, d], std(d)),
             gate_ehd: activation.gated().then(|| params.matrix("gate", &[e, h, d], std(d))),
             w2_edh: params.matrix("w2", &[e, d, h], std(h) * output_scale),
             b1_eh: bias.then(|| params.constant("b1", &[e, h], 0.0)),
             b2_ed: bias.then(|| params.constant("b2", &[e, d], 0.0)),
             activation,
-            exec,
-        }
+            exec: ExpertExec::Loop,
+            fused: None,
+        };
+        bank.with_exec(exec)
     }
 
     /// Number of experts.
@@ -136,7 +158,10 @@ impl Experts {
 
     /// Carries out a plan: dispatch, experts, combine. `[g, t, d] -> [g, t, d]`.
     pub fn execute(&self, x_gtd: &Tensor, plan: &TensorPlan) -> Tensor {
-        plan.combine(&self.forward(&plan.dispatch(x_gtd), &plan.load_e()))
+        match (&self.fused, plan) {
+            (Some(bank), TensorPlan::Sparse(rows)) => self.execute_fused(bank, x_gtd, rows),
+            _ => plan.combine(&self.forward(&plan.dispatch(x_gtd), &plan.load_e())),
+        }
     }
 
     /// The only expert on every token, `[b, t, d] -> [b, t, d]`.
@@ -148,12 +173,13 @@ impl Experts {
     /// has. `[n, d] -> [n, d]`.
     pub fn forward(&self, x_nd: &Tensor, load_e: &Tensor) -> Tensor {
         match self.exec {
-            ExpertExec::Loop if self.count() == 1 => {
-                self.one_by_one()[0].forward(x_nd, self.activation)
-            }
-            ExpertExec::Loop => self.forward_loop(x_nd, load_e),
             ExpertExec::Grouped => self.forward_grouped(x_nd, load_e),
             ExpertExec::Padded => self.forward_padded(x_nd, load_e),
+            _ if self.count() == 1 => self.one_by_one()[0].forward(x_nd, self.activation),
+            // The fused kernels take plans; rows without one are products like any others.
+            ExpertExec::Loop | ExpertExec::Fused | ExpertExec::FusedBf16 => {
+                self.forward_loop(x_nd, load_e)
+            }
         }
     }
 
@@ -168,6 +194,7 @@ impl Experts {
             b2_ed: share(&self.b2_ed),
             activation: self.activation,
             exec,
+            fused: self.fused_bank(exec),
         }
     }
 

@@ -10,6 +10,7 @@
 pub mod attention;
 mod block;
 pub mod experts;
+pub mod head;
 pub mod layer;
 pub mod lm;
 pub mod loss;

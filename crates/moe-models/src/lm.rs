@@ -7,6 +7,7 @@
 
 use crate::block::{Block, norm};
 use crate::experts::Activation;
+use crate::head;
 use crate::layer::{LayerTrace, MoeLayer};
 use crate::loss::LossWeights;
 use moe_core::{CapacityPolicy, RouteError};
@@ -40,8 +41,11 @@ pub struct LmConfig {
     pub context: i64,
     /// Where layer normalisation stands.
     pub norm: Norm,
-    /// Every n-th block is sparse, beginning with the n-th.
+    /// Every n-th block is sparse.
     pub moe_every: i64,
+    /// The first sparse block, counted from 0; the n-th unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moe_first: Option<i64>,
     /// Experts of a sparse layer.
     pub experts: i64,
     /// Hidden width that a token uses in every feed-forward layer: a dense layer has it whole, a
@@ -49,6 +53,9 @@ pub struct LmConfig {
     pub active_hidden: i64,
     /// Nonlinearity of experts and dense layers.
     pub activation: Activation,
+    /// Nonlinearity of dense layers; that of the experts unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dense_activation: Option<Activation>,
     /// Whether experts and dense layers have biases.
     pub bias: bool,
     /// Whether the output projection is the embedding.
@@ -66,9 +73,11 @@ impl Default for LmConfig {
             context: 128,
             norm: Norm::Pre,
             moe_every: 2,
+            moe_first: None,
             experts: 8,
             active_hidden: 512,
             activation: Activation::Gelu,
+            dense_activation: None,
             bias: true,
             tied_embedding: true,
             routing_group: RoutingGroup::Batch,
@@ -110,7 +119,11 @@ impl LmConfig {
         if self.width % self.heads != 0 {
             return error("heads", format!("{} does not divide width {}", self.heads, self.width));
         }
-        if self.moe_every > self.layers {
+        if self.moe_first.is_some_and(|first| !(0..self.layers).contains(&first)) {
+            let first = self.moe_first.unwrap_or_default();
+            return error("moe_first", format!("{first} is no block among {}", self.layers));
+        }
+        if self.sparse_layers() == 0 {
             let reason = format!("{} leaves no sparse layer among {}", self.moe_every, self.layers);
             return error("moe_every", reason);
         }
@@ -119,17 +132,19 @@ impl LmConfig {
 
     /// Hidden width of one expert for `router`: the active width shared among a token's experts.
     pub fn expert_hidden(&self, router: &dyn RouterConfig) -> i64 {
-        let active = router.active_experts(self.experts as usize);
-        ((self.active_hidden as f64 / active).round() as i64).max(1)
+        let sharers = router.trained_experts(self.experts as usize);
+        ((self.active_hidden as f64 / sharers).round() as i64).max(1)
     }
 
     /// Number of sparse layers.
     pub fn sparse_layers(&self) -> usize {
-        (self.layers / self.moe_every) as usize
+        (0..self.layers).filter(|layer| self.sparse_index(*layer).is_some()).count()
     }
 
-    pub(crate) fn is_sparse(&self, layer: i64) -> bool {
-        (layer + 1) % self.moe_every == 0
+    /// Which of the sparse layers a block has, counted from 0; `None` for a dense one.
+    pub(crate) fn sparse_index(&self, layer: i64) -> Option<usize> {
+        let after = layer - self.moe_first.unwrap_or(self.moe_every - 1);
+        (after >= 0 && after % self.moe_every == 0).then(|| (after / self.moe_every) as usize)
     }
 }
 
@@ -216,6 +231,35 @@ impl DecoderLm {
     /// # Panics
     /// If `t` exceeds the context.
     pub fn forward(&self, x_bt: &Tensor, cx: &RouteCx<'_>) -> Result<Output, RouteError> {
+        let (x_btd, traces) = self.hidden(x_bt, cx)?;
+        Ok(Output { logits_btv: x_btd.linear(&self.head_vd, None::<&Tensor>), traces })
+    }
+
+    /// Mean cross-entropy of the targets `y_bt`, nats per token, with its graph, without ever holding
+    /// the scores of all tokens ([`crate::head`]); and the traces.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    ///
+    /// # Panics
+    /// As [`Self::forward`].
+    pub fn loss(
+        &self,
+        x_bt: &Tensor,
+        y_bt: &Tensor,
+        cx: &RouteCx<'_>,
+    ) -> Result<(Tensor, Vec<LayerTrace>), RouteError> {
+        let (x_btd, traces) = self.hidden(x_bt, cx)?;
+        let loss = head::cross_entropy(&x_btd.flatten(0, 1), &self.head_vd, &y_bt.flatten(0, 1));
+        Ok((loss, traces))
+    }
+
+    /// Token ids `[b, t]` to what the output layer reads, `[b, t, d]`.
+    fn hidden(
+        &self,
+        x_bt: &Tensor,
+        cx: &RouteCx<'_>,
+    ) -> Result<(Tensor, Vec<LayerTrace>), RouteError> {
         let (_, t) = x_bt.size2().expect("[b, t]");
         assert!(t <= self.config.context, "{t} tokens exceed context {}", self.config.context);
         let embedded = Tensor::embedding(&self.embedding_vd, x_bt, -1, false, false);
@@ -226,9 +270,7 @@ impl DecoderLm {
             x_btd =
                 block.forward(self.residual.as_ref(), &x_btd, &cx, &mut carried, &mut traces)?;
         }
-        let logits_btv =
-            self.final_norm.apply(&x_btd, LN_EPS).linear(&self.head_vd, None::<&Tensor>);
-        Ok(Output { logits_btv, traces })
+        Ok((self.final_norm.apply(&x_btd, LN_EPS), traces))
     }
 
     /// Parameters that one token uses: all but the experts it does not visit.

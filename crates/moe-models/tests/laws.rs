@@ -4,6 +4,8 @@ use moe_models::lm::cross_entropy;
 use moe_models::{
     Activation, DecoderLm, ExpertExec, ExpertShape, Experts, LmConfig, Norm, RoutingGroup, Rules,
 };
+use moe_routers::TensorPlan;
+use moe_routers::plan::SparseRows;
 use moe_routers::tolerance::tolerance;
 use moe_routers::{
     ParamStore, Phase, Role, RouteCx, SeededNoise, Settings, router_config, routers,
@@ -26,16 +28,33 @@ fn worst(a: &Tensor, b: &Tensor) -> f64 {
     (a - b).abs().max().double_value(&[])
 }
 
-/// Output and all gradients of one way to run the experts; expert 2 gets nothing, the edge case.
+/// Forty rows of 24 tokens; expert 2 gets nothing, the edge case.
+fn plan() -> TensorPlan {
+    TensorPlan::Sparse(SparseRows {
+        token_n: (Tensor::arange(40, (Kind::Int64, Device::Cpu)) * 7).remainder(24),
+        weight_n: values("weights", &[40]).set_requires_grad(true),
+        load_e: Tensor::from_slice(&[7i64, 20, 0, 1, 12]),
+        groups: 2,
+        tokens: 12,
+    })
+}
+
+/// Output and all gradients of one way to run the experts.
 fn run(exec: ExpertExec, shape: ExpertShape) -> Vec<Tensor> {
     let store = ParamStore::new(1, Device::Cpu, Kind::Float);
     let experts = Experts::new(&store.root(), shape, exec);
-    let x_nd = values("x", &[40, 16]).set_requires_grad(true);
-    let y_nd = experts.forward(&x_nd, &Tensor::from_slice(&[7i64, 20, 0, 1, 12]));
-    y_nd.sin().square().sum(Kind::Float).backward();
-    let mut found = vec![y_nd.detach(), x_nd.grad()];
+    let (x_gtd, plan) = (values("x", &[2, 12, 16]).set_requires_grad(true), plan());
+    let y_gtd = experts.execute(&x_gtd, &plan);
+    y_gtd.sin().square().sum(Kind::Float).backward();
+    let TensorPlan::Sparse(rows) = plan else { unreachable!("made above") };
+    let mut found = vec![y_gtd.detach(), x_gtd.grad(), rows.weight_n.grad()];
     found.extend(store.entries().iter().map(|p| p.tensor.grad()));
     found
+}
+
+/// Largest difference over the largest value.
+fn worst_share(a: &Tensor, b: &Tensor) -> f64 {
+    worst(a, b) / a.abs().max().double_value(&[])
 }
 
 #[test]
@@ -44,9 +63,10 @@ fn every_way_of_running_experts_gives_the_same_numbers() {
         let shape = shape(activation, bias);
         let wanted = run(ExpertExec::Loop, shape);
         for exec in ExpertExec::ALL {
-            for (a, b) in wanted.iter().zip(run(exec, shape)) {
-                let same = worst(a, &b) < tolerance(Kind::Float).gradient;
-                assert!(same, "{exec:?} {activation:?} bias {bias}");
+            let kind = if exec == ExpertExec::FusedBf16 { Kind::BFloat16 } else { Kind::Float };
+            for (i, (a, b)) in wanted.iter().zip(run(exec, shape)).enumerate() {
+                let (off, limit) = (worst_share(a, &b), tolerance(kind).gradient);
+                assert!(off < limit, "{exec:?} {activation:?} bias {bias}, tensor {i}: {off}");
             }
         }
     }
@@ -72,6 +92,32 @@ fn two_matrices_by_hand() {
     let y = experts
         .forward(&Tensor::from_slice(&[1f32, 2.0]).view([1, 2]), &Tensor::from_slice(&[1i64]));
     assert_eq!(Vec::<f32>::try_from(y.view([-1])).unwrap(), [43.0, 104.0]);
+}
+
+#[test]
+fn fused_experts_see_new_weights_and_add_to_gradients_that_are_there() {
+    let store = ParamStore::new(1, Device::Cpu, Kind::Float);
+    let (shape, rows) = (shape(Activation::Swiglu, true), plan());
+    let by_loop = Experts::new(&store.root(), shape, ExpertExec::Loop);
+    let fused = by_loop.with_exec(ExpertExec::Fused);
+    let x_gtd = values("x", &[2, 12, 16]);
+    let step = |experts: &Experts| {
+        experts.execute(&x_gtd, &rows).square().sum(Kind::Float).backward();
+    };
+    step(&by_loop);
+    step(&fused);
+    let twice: Vec<Tensor> = store.entries().iter().map(|p| p.tensor.grad().copy()).collect();
+    store.zero_grad();
+    step(&by_loop);
+    for (param, twice) in store.entries().iter().zip(twice) {
+        let off = worst_share(&twice, &(param.tensor.grad() * 2.0));
+        assert!(off < tolerance(Kind::Float).gradient, "{}: {off}", param.name);
+    }
+    for param in store.entries().iter() {
+        let _ = tch::no_grad(|| param.tensor.shallow_clone().g_mul_scalar_(0.5));
+    }
+    let [a, b] = [&by_loop, &fused].map(|e| tch::no_grad(|| e.execute(&x_gtd, &rows)));
+    assert!(worst_share(&a, &b) < tolerance(Kind::Float).value);
 }
 
 fn tiny(norm: Norm, group: RoutingGroup) -> LmConfig {

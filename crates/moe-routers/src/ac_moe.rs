@@ -50,7 +50,12 @@ pub const PAPER: Paper = Paper {
     title: "Tight Clusters Make Specialized Experts",
     authors: "Nielsen et al. 2025",
     arxiv: "2502.15315",
-    idea: "Each token is routed in a space that weighs a feature by how tightly the cluster of its previous expert agrees on it; no parameter is added.",
+    idea: "A token is routed in a space that weighs each feature by how tightly its cluster agrees on it.\n\
+        Routers cluster tokens, but in many dimensions irrelevant features hide the clusters.\n\
+        The expert that a token had in the previous sparse layer names its cluster.\n\
+        Better separated clusters are meant to give better matched experts and sturdier routes.",
+    state: "parameters: expert embeddings or router [e, d], and a bias [e] if set, as without it: nothing is added. Within a pass: the previous layer's choices [t, k] and weights [c, d] of c clusters",
+    cost: "k expert calls; means and spreads of c clusters, at most 2 c d multiply-adds, and d products to scale; a softmax over e",
     equations: &[
         ("(1)-(7)", "ac_moe::scale"),
         ("(8)-(9)", "AcMoe::decide"),

@@ -34,7 +34,13 @@ pub const PAPER: Paper = Paper {
     title: "BASE Layers: Simplifying Training of Large, Sparse Models",
     authors: "Lewis et al. 2021",
     arxiv: "2103.16716",
-    idea: "In training, an optimal assignment gives every expert the same number of tokens; in evaluation each token goes to its best expert. No balance loss, no capacity.",
+    idea: "In training, tokens are assigned so that experts get equal numbers and the sum of scores is largest.\n\
+        Balance losses compete with the task, and limited room drops tokens.\n\
+        Balance holds by construction: no loss, no dropped token.\n\
+        In evaluation each token takes its best expert.\n\
+        The weight is the sigmoid of the chosen score, which is how the centroids learn.",
+    state: "parameters: centroids [e, d]",
+    cost: "one expert call; in training an exact assignment on the host, at worst e^3 + e t operations per token of a group of t",
     equations: &[
         ("(1)", "Base::route"),
         ("(2)", "moe_core::assignment::balanced"),

@@ -68,6 +68,15 @@ pub enum Part {
     ZLoss,
 }
 
+/// What of a run a setting follows where a recipe does not give it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Tie {
+    /// The number of token ids.
+    Vocab,
+    /// This share of the training steps; at least one step.
+    ShareOfSteps(f64),
+}
+
 /// A router's settings, resolved and ready to build from.
 pub trait RouterConfig: Debug + Send + Sync {
     /// Every setting with its value, for the record of a run.
@@ -79,16 +88,28 @@ pub trait RouterConfig: Debug + Send + Sync {
     /// Names the key, the value and the range.
     fn check(&self, experts: usize) -> Result<(), ConfigError>;
 
+    /// Settings that say little as absolute numbers, and what they follow in a recipe.
+    fn ties(&self) -> &'static [(&'static str, Tie)] {
+        &[]
+    }
+
     /// Experts that a token visits on average; a layer divides its active width by this, so that
     /// every router spends the same computation per token.
     fn active_experts(&self, experts: usize) -> f64;
+
+    /// Experts that a token visited when the weights were trained, where the rule serves with fewer:
+    /// a layer divides its active width by this, so that their weights fit.
+    fn trained_experts(&self, experts: usize) -> f64 {
+        self.active_experts(experts)
+    }
 
     /// Experts that the layer really has; the dense control has one, whatever the recipe says.
     fn bank(&self, experts: usize) -> usize {
         experts
     }
 
-    /// Whether a token's route depends on no later token of its group.
+    /// Whether a token's route depends on no later token of its group, as long as the attention that
+    /// is handed in reads none.
     fn causal(&self) -> bool;
 
     /// Whether the rule is about the tokens of one sequence, so that a group is a sequence whatever
@@ -105,6 +126,15 @@ pub trait RouterConfig: Debug + Send + Sync {
     /// Why this part of a recipe would do nothing beside this router; `None` where it does something.
     fn refuses(&self, _part: Part) -> Option<&'static str> {
         None
+    }
+
+    /// Refuses settings that read what no block of a model hands in; `heads` is the number of its
+    /// attention heads.
+    ///
+    /// # Errors
+    /// Names the key, and what is missing.
+    fn check_block(&self, _heads: usize) -> Result<(), ConfigError> {
+        Ok(())
     }
 
     /// A router with fresh parameters under `params`.
@@ -162,10 +192,18 @@ fn from_serde(error: &serde_path_to_error::Error<serde_json::Error>) -> ConfigEr
 /// # Errors
 /// Names `top_k`.
 pub fn check_top_k(top_k: usize, experts: usize) -> Result<(), ConfigError> {
-    if (1..=experts).contains(&top_k) {
+    check_choices("top_k", top_k, experts)
+}
+
+/// A number of experts that a token chooses must lie in `1..=experts`.
+///
+/// # Errors
+/// Names `key`.
+pub fn check_choices(key: &str, k: usize, experts: usize) -> Result<(), ConfigError> {
+    if (1..=experts).contains(&k) {
         return Ok(());
     }
-    Err(ConfigError::setting("top_k", format!("{top_k} is outside 1..={experts} (experts)")))
+    Err(ConfigError::setting(key, format!("{k} is outside 1..={experts} (experts)")))
 }
 
 /// A weight, coefficient or standard deviation must be finite and not negative.

@@ -25,6 +25,7 @@ pub use reference::{
 
 use crate::config::{Preset, resolve};
 use crate::convert::{to_host, to_host1};
+use crate::losses;
 use crate::plan::ChoicesGtk;
 use crate::router::{Aux, Chosen, Method, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{Reference, RouteError};
@@ -36,7 +37,12 @@ pub const PAPER: Paper = Paper {
     title: "DeepSeek-V3 Technical Report",
     authors: "DeepSeek-AI 2024",
     arxiv: "2412.19437",
-    idea: "Each expert has a bias that only the choice sees; after every step it moves a little up where the expert had too few tokens and down where it had too many, so that no loss has to balance.",
+    idea: "Each expert has a bias that only the choice sees, moved after every step towards equal loads.\n\
+        A balance loss strong enough to balance disturbs the task.\n\
+        The bias goes a little up where the expert had too few tokens and down where it had too many.\n\
+        Loads even out without a gradient; a very small loss per sequence guards against extremes.",
+    state: "parameters: router W [e, d]; buffer: bias [e], moved after every step",
+    cost: "k expert calls; e sigmoids and a selection of k, with groups of experts one more selection among the groups",
     equations: &[("(1)-(3)", "select"), ("(4)", "updated_bias"), ("(5)", "sequence_balance")],
     deviations: &[
         "preset `paper` is the full size (256 experts in 8 groups, k = 8, scale 2.5); `plain` has one group and scale 1; `small` is `plain` with k = 2, for models of few experts",
@@ -147,12 +153,11 @@ pub fn sequence_balance(
         FSource::Unbiased => ChoicesGtk::top_k(&selection.score_gte, k).expert_gtk,
         FSource::Selected => selection.choices.expert_gtk.shallow_clone(),
     };
-    let of_sequence = expert_gtk.reshape([-1, length * k]).one_hot(e);
-    let count = of_sequence.sum_dim_intlist(1, false, Kind::Int64);
     let score_gte = &selection.score_gte;
+    let count = losses::counts(&expert_gtk.reshape([-1, length, k]), (e, score_gte.kind()), None);
     let sum_gt1 = score_gte.sum_dim_intlist(-1, true, None::<Kind>).clamp_min(FLOOR);
     let share = (score_gte / sum_gt1).reshape([-1, length, e]);
-    let fraction = count.to_kind(score_gte.kind()) * (e as f64 / (k * length) as f64);
+    let fraction = count * (e as f64 / (k * length) as f64);
     let mean_prob = share.mean_dim(1, false, None::<Kind>);
     let value = (&fraction * &mean_prob).sum_dim_intlist(-1, false, None::<Kind>);
     Ok(SequenceBalance { fraction, mean_prob, value: value.mean(None::<Kind>) })

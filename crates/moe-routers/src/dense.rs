@@ -22,7 +22,11 @@ pub const PAPER: Paper = Paper {
     title: "Dense feed-forward network of equal active width",
     authors: "control",
     arxiv: "",
-    idea: "One expert as wide as the experts that a token would visit: the same computation per token, no routing.",
+    idea: "One expert, as wide as the experts that a token would visit together; no routing.\n\
+        A sparse layer is worth its trouble only if it beats a dense one that computes as much per token.\n\
+        Every token goes to the one expert with weight 1.",
+    state: "none",
+    cost: "one expert call; no W x",
     equations: &[("y = f(x)", "Dense::route")],
     deviations: &[],
     unverified: &[],

@@ -13,6 +13,7 @@ use crate::config::{
     ConfigError, Part, Preset, RouterConfig, Settings, check_positive, resolve, to_settings,
 };
 use crate::convert::to_host;
+use crate::order::largest;
 use crate::params::Params;
 use crate::plan::{SparseRows, TensorPlan};
 use crate::router::{Dims, Method, Paper, RouteCx, Router, Routing, axes3};
@@ -30,7 +31,12 @@ pub const PAPER: Paper = Paper {
     title: "Mixture-of-Experts with Expert Choice Routing",
     authors: "Zhou et al. 2022",
     arxiv: "2202.09368",
-    idea: "Every expert takes the tokens that score it highest, always the same number: perfect balance, a token gets any number of experts.",
+    idea: "Every expert takes the tokens that score it highest, always the same number.\n\
+        When tokens choose, popular experts overflow and others starve.\n\
+        Here loads are equal without a loss, and a token gets as many experts as want it, even none.\n\
+        The choice looks at the whole group, later tokens too.",
+    state: "parameters: router W [e, d]",
+    cost: "`capacity_factor` expert calls on average (2 in both presets); a softmax over e, and a selection among the t tokens of a group for every expert",
     equations: &[
         ("(1)", "Config::room"),
         ("(2)", "scores"),
@@ -183,8 +189,7 @@ pub fn pick(config: &Config, score_gte: &Tensor) -> Result<Picked, RouteError> {
     let (g, t, e) = axes3(score_gte);
     let room = config.room(t as usize, e as usize)? as i64;
     let score_egt = score_gte.permute([2, 0, 1]);
-    let best_egt = score_egt.detach().argsort_stable(true, -1, true);
-    let token_egc = best_egt.narrow(-1, 0, room);
+    let token_egc = largest(&score_egt, room);
     let score_egc = score_egt.gather(-1, &token_egc, false);
     let options = (Kind::Int64, score_gte.device());
     let first_g1 = (Tensor::arange(g, options) * t).view([g, 1]);

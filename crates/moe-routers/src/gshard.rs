@@ -34,7 +34,12 @@ pub const PAPER: Paper = Paper {
     title: "GShard: Scaling Giant Models with Conditional Computation and Automatic Sharding",
     authors: "Lepikhin et al. 2020",
     arxiv: "2006.16668",
-    idea: "Two experts per token with renormalised weights; the second one is dispatched at random in proportion to its weight, experts have limited room.",
+    idea: "Two experts per token, limited room per expert, and second choices that queue by chance.\n\
+        An expert that gets far more tokens than the others holds all of them up.\n\
+        All first choices queue before all second ones; the two weights sum to one.\n\
+        A second choice of little weight queues rarely, which saves room for those that matter.",
+    state: "parameters: router W [e, d]",
+    cost: "at most two expert calls; a softmax over e, in training one uniform draw",
     equations: &[
         ("(1)-(2)", "GShard::experts"),
         ("(3)-(4)", "GShard::choose"),

@@ -12,18 +12,17 @@
 //!
 //! Numbers in brackets count the variants.
 
-use crate::config::{ConfigError, Part, Preset, RouterConfig, Settings, resolve, to_settings};
-use crate::convert::{to_host_i64, to_indices};
-use crate::params::Params;
+mod config;
+
+pub use config::{Config, Mode, balanced_table};
+
+use crate::config::{Preset, resolve};
+use crate::convert::to_host_i64;
 use crate::plan::ChoicesGtk;
-use crate::router::{Chosen, Dims, Method, Paper, RouteCx, Router, Routing, axes3, room};
+use crate::router::{Chosen, Method, Paper, RouteCx, Router, Routing, axes3, room};
 use moe_core::{Choices, HostInput, HostRouting, Reference, RouteError};
 use ndarray::{Array2, Axis};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, StandardUniform};
-use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// What it is.
 pub const PAPER: Paper = Paper {
@@ -31,7 +30,12 @@ pub const PAPER: Paper = Paper {
     title: "Hash Layers For Large Sparse Models",
     authors: "Roller et al. 2021",
     arxiv: "2106.04426",
-    idea: "A fixed table sends every id of the vocabulary to one expert; nothing is learned, nothing balanced.",
+    idea: "A fixed table sends every id of the vocabulary to one expert.\n\
+        Learned routers need balancing, and change their minds while experts learn.\n\
+        Here a token's expert never changes; nothing is learned, and nothing balanced.\n\
+        A learned router has to do better than the word alone.",
+    state: "no parameters; a table [v] over the vocabulary, made from the settings (preset `modulo` needs none)",
+    cost: "one expert call; one look-up, no W x",
     equations: &[("(1)", "Hash::route"), ("(2)-(4)", "Config::table"), ("(3)", "balanced_table")],
     deviations: &[
         "reads token ids, not activations: serves only where the model hands them in",
@@ -47,137 +51,6 @@ pub const PAPER: Paper = Paper {
 
 /// What a routing error calls the ids.
 const IDS: &str = "token ids";
-
-/// Which table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// Drawn (2).
-    Random,
-    /// Of [`Config::frequencies`] (3).
-    Balanced,
-    /// None: the remainder (4).
-    Modulo,
-    /// [`Config::table`] as given.
-    Table,
-}
-
-/// Settings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// Which table.
-    pub mode: Mode,
-    /// Ids of a drawn table.
-    pub vocab: usize,
-    /// Seed of a drawn table.
-    pub seed: u64,
-    /// How often each id occurs, for a balanced table.
-    pub frequencies: Vec<f64>,
-    /// The expert of each id, for a given table.
-    pub table: Vec<usize>,
-}
-
-impl Preset for Config {
-    const PRESETS: &'static [&'static str] = &["random", "modulo"];
-
-    fn preset(name: &str) -> Self {
-        let mode = if name == "modulo" { Mode::Modulo } else { Mode::Random };
-        // Above the largest vocabulary in use here (50257).
-        Self { mode, vocab: 1 << 16, seed: 0, frequencies: Vec::new(), table: Vec::new() }
-    }
-}
-
-impl Config {
-    /// The expert of each id, `[v]`; `None` for the remainder (4).
-    pub fn table(&self, experts: usize) -> Option<Vec<usize>> {
-        match self.mode {
-            Mode::Random => Some(random_table(self.vocab, self.seed, experts)),
-            Mode::Balanced => Some(balanced_table(&self.frequencies, experts).0),
-            Mode::Modulo => None,
-            Mode::Table => Some(self.table.clone()),
-        }
-    }
-}
-
-/// (2).
-fn random_table(vocab: usize, seed: u64, experts: usize) -> Vec<usize> {
-    let draws = StandardUniform.sample_iter(ChaCha8Rng::seed_from_u64(seed)).take(vocab);
-    draws.map(|u: f64| ((u * experts as f64) as usize).min(experts - 1)).collect()
-}
-
-/// (3): the expert of each id, and the frequency that each expert gets. Ties go to the lower id and
-/// to the lower expert.
-///
-/// # Panics
-/// If there are no experts.
-pub fn balanced_table(frequency_v: &[f64], experts: usize) -> (Vec<usize>, Vec<f64>) {
-    let (mut table_v, mut load_e) = (vec![0; frequency_v.len()], vec![0.0; experts]);
-    for id in moe_core::top_k(frequency_v.iter().copied(), frequency_v.len()) {
-        let lightest = moe_core::top_k(load_e.iter().map(|load: &f64| -load), 1)[0];
-        table_v[id] = lightest;
-        load_e[lightest] += frequency_v[id];
-    }
-    (table_v, load_e)
-}
-
-impl RouterConfig for Config {
-    fn settings(&self) -> Settings {
-        to_settings(self)
-    }
-
-    fn check(&self, experts: usize) -> Result<(), ConfigError> {
-        let bad = |key, reason: String| Err(ConfigError::setting(key, reason));
-        let empty = |len: usize| len == 0;
-        match self.mode {
-            _ if experts == 0 => bad("experts", "0 must be at least 1".into()),
-            Mode::Random if empty(self.vocab) => bad("vocab", "0 must be at least 1".into()),
-            Mode::Balanced if empty(self.frequencies.len()) => {
-                bad("frequencies", "missing; a balanced table is made of them".into())
-            }
-            Mode::Balanced => {
-                match self.frequencies.iter().find(|f| !(0.0..f64::INFINITY).contains(*f)) {
-                    Some(f) => {
-                        bad("frequencies", format!("{f} is out of range: finite, at least 0"))
-                    }
-                    None => Ok(()),
-                }
-            }
-            Mode::Table if empty(self.table.len()) => {
-                bad("table", "missing or of shape [0]".into())
-            }
-            Mode::Table => match self.table.iter().find(|&&e| e >= experts) {
-                Some(e) => bad("table", format!("expert {e} is out of range 0..{experts}")),
-                None => Ok(()),
-            },
-            _ => Ok(()),
-        }
-    }
-
-    fn active_experts(&self, _: usize) -> f64 {
-        1.0
-    }
-
-    fn causal(&self) -> bool {
-        true
-    }
-
-    fn refuses(&self, part: Part) -> Option<&'static str> {
-        match part {
-            Part::Capacity => None,
-            Part::Balance | Part::ZLoss => {
-                Some("a token's id fixes its expert; no gradient reaches it")
-            }
-        }
-    }
-
-    fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {
-        let like = Tensor::zeros([0], (Kind::Int64, params.device()));
-        let table = self.table(dims.experts as usize);
-        let table_v = table.map(|table| to_indices(&table, &[table.len() as i64], &like));
-        Box::new(Hash { table_v, experts: dims.experts })
-    }
-}
 
 /// The router without parameters: the table is a function of the settings.
 #[derive(Debug)]
@@ -281,17 +154,6 @@ mod tests {
         let x_td = Array2::zeros((3, 1));
         let routing = host.route(&HostInput::new(x_td.view()).tokens(Some(&[3, 2, 2]))).unwrap();
         assert_eq!(routing.plan.combine_te(), array![[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]);
-    }
-
-    #[test]
-    fn a_drawn_table_is_its_seed_and_reaches_every_expert() {
-        let table = |seed| random_table(1000, seed, 8);
-        assert_eq!(table(1), table(1));
-        assert_ne!(table(1), table(2));
-        for e in 0..8 {
-            let share = table(1).iter().filter(|&&x| x == e).count();
-            assert!((90..160).contains(&share), "{share} of 1000 ids at expert {e}");
-        }
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub mod guard;
 pub mod losses;
 pub mod noise;
 pub mod norm;
+pub mod order;
 pub mod params;
 pub mod plan;
 pub mod residual;
@@ -66,7 +67,7 @@ pub mod v_moe;
 pub mod vq_moe;
 pub mod x_moe;
 
-pub use config::{ConfigError, Preset, RouterConfig, Settings};
+pub use config::{ConfigError, Preset, RouterConfig, Settings, Tie};
 pub use noise::{Noise, SeededNoise, Site};
 pub use params::{Init, Param, ParamStore, Params, Role};
 pub use plan::TensorPlan;
@@ -90,11 +91,15 @@ pub const PAPERS: &[&Paper] = &[
     &x_moe::PAPER,
     &smoe_dropout::PAPER,
     &soft_moe::PAPER,
+    &vq_moe::PAPER,
+    &momentum::PAPER,
     &us_moe::PAPER,
     &ssr::PAPER,
     &ac_moe::PAPER,
     &token_graph::PAPER,
+    &smoe_vae::PAPER,
     &deepseek_v3::PAPER,
+    &s2_moe::PAPER,
 ];
 
 /// The papers that are routers.

@@ -41,19 +41,45 @@ pub fn load_balance_of_valid(
         AuxForm::DivK => (1.0 / k as f64, 1.0),
         AuxForm::Fastmoe => (1.0 / k as f64, 1.0 / k as f64),
     };
-    let picked_gte = expert_gtk.one_hot(e).sum_dim_intlist(2, false, Kind::Int64);
-    let fraction_ge = mean_of_valid(&picked_gte.to_kind(prob_gte.kind()), padding_gt) * share;
+    let count_ge = counts(expert_gtk, (e, prob_gte.kind()), padding_gt);
+    let fraction_ge = count_ge / valid_tokens(prob_gte, padding_gt) * share;
     let mean_prob_ge = mean_of_valid(prob_gte, padding_gt) * prob;
     let loss_g = (&fraction_ge * &mean_prob_ge).sum_dim_intlist(-1, false, None) * e as f64;
     LoadBalance { fraction_ge, mean_prob_ge, loss: loss_g.mean(None) }
+}
+
+/// How often tokens that are no padding chose each of `e` experts, `[g, t, k] -> [g, e]`, in numbers
+/// of this kind. No `[g, t, k, e]` of zeros and ones: for 256 experts that takes longer than the scores.
+pub fn counts(
+    expert_gtk: &Tensor,
+    (experts, kind): (i64, Kind),
+    padding_gt: Option<&Tensor>,
+) -> Tensor {
+    let (g, t, k) = axes3(expert_gtk);
+    let options = (kind, expert_gtk.device());
+    let valid_gt1 = match padding_gt {
+        Some(padding_gt) => padding_gt.logical_not().unsqueeze(-1).to_kind(kind),
+        None => Tensor::ones([g, t, 1], options),
+    };
+    let one_gn = valid_gt1.expand([g, t, k], false).reshape([g, t * k]);
+    Tensor::zeros([g, experts], options).scatter_add(1, &expert_gtk.flatten(1, 2), &one_gn)
+}
+
+/// Tokens of each group that are no padding, at least 1, `[g, 1]`, in numbers of the kind of `like_gtn`.
+fn valid_tokens(like_gtn: &Tensor, padding_gt: Option<&Tensor>) -> Tensor {
+    let (g, t, _) = axes3(like_gtn);
+    let options = (like_gtn.kind(), like_gtn.device());
+    let Some(padding_gt) = padding_gt else { return Tensor::full([g, 1], t, options) };
+    let valid_gt = padding_gt.logical_not().to_kind(like_gtn.kind());
+    valid_gt.sum_dim_intlist(1, true, None).clamp_min(1.0)
 }
 
 /// Mean over the tokens of a group that are no padding, 0 if there are none. `[g, t, n] -> [g, n]`.
 pub fn mean_of_valid(x_gtn: &Tensor, padding_gt: Option<&Tensor>) -> Tensor {
     let Some(padding_gt) = padding_gt else { return x_gtn.mean_dim(1, false, None) };
     let valid_gt1 = padding_gt.logical_not().unsqueeze(-1).to_kind(x_gtn.kind());
-    let count_g1 = valid_gt1.sum_dim_intlist(1, false, None).clamp_min(1.0);
-    (x_gtn * valid_gt1).sum_dim_intlist(1, false, None) / count_g1
+    let tokens_g1 = valid_tokens(x_gtn, Some(padding_gt));
+    (x_gtn * valid_gt1).sum_dim_intlist(1, false, None) / tokens_g1
 }
 
 /// Router z-loss, `mean_t (log sum_e exp l_te)^2`. ST-MoE (arXiv 2202.08906), eq. 5.

@@ -18,210 +18,62 @@
 //!
 //! The state is zero at the start of every forward pass, goes from layer to layer (never from token to
 //! token), and stays on the graph. These are rules for the residual, not routers: they wrap whatever
-//! computes `f`, so they are not in [`crate::PAPERS`]; [`host::block`] and [`torch::block`] take `f` as a
-//! closure. Equations (1)-(5) are `update` of either side, (6) is `evaluate`, `a b e` are [`Robust::new`].
+//! computes `f`. [`host::block`] and [`torch::block`] take `f` as a closure, the [`Residual`] of a model
+//! calls them.
 //!
-//! Paper and released code differ (presets): `paper` adds the momentum and has no norms, `reference`
-//! subtracts it, wraps every step in a LayerNorm and adds a second residual (`outer`); the released Adam
-//! acts in the first sparse layer only and drops the inner `x` (`cancel_residual`); `vmoe` is the vision
-//! code. Unverified: the paper's sign, `adam_paper` (a weight decay may be missing).
+//! [`Residual`]: crate::Residual
 //!
 //! Axis letters: `t` tokens, `d` width.
 
+mod config;
 pub mod host;
+mod residual;
 pub mod torch;
 
-use crate::config::{ConfigError, Preset, check_positive, check_weight};
-use serde::{Deserialize, Serialize};
+pub use config::{Config, NormPlace, Rule, Sign};
 
-/// How the layer's output enters the stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rule {
-    /// (1)
-    Plain,
-    /// (2), heavy ball; negative with `mu < 0`.
-    Momentum,
-    /// (3)
-    Adam,
-    /// (4)
-    Robust,
-    /// (5)
-    Complex,
-}
+use crate::config::{ConfigError, Preset, check_positive, resolve};
+use crate::router::{Method, Paper};
 
-/// Whether the layer's output is a descent direction or a gradient.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Sign {
-    /// Added.
-    Plus,
-    /// Subtracted.
-    Minus,
-}
-
-/// Where the norms sit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NormPlace {
-    /// Nowhere.
-    None,
-    /// After the step (released language models).
-    Post,
-    /// Before the layer.
-    Pre,
-    /// Before the layer and after the step (released vision models); no outer residual.
-    Vmoe,
-}
-
-/// Settings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The rule.
-    pub rule: Rule,
-    /// Share of the momentum that stays.
-    pub mu: f64,
-    /// Its imaginary part (5).
-    pub mu_im: f64,
-    /// Step size (2), (3), (5).
-    pub gamma: f64,
-    /// Step size of the Adam layers (3).
-    pub gamma1: f64,
-    /// Decay of the mean (3).
-    pub beta1: f64,
-    /// Decay of the second moment (3).
-    pub beta2: f64,
-    /// Added inside the square root (3).
-    pub eps: f64,
-    /// Condition number (4).
-    pub kappa: f64,
-    /// Lipschitz constant `L` (4).
-    pub lipschitz: f64,
-    /// Sign of the step.
-    pub sign: Sign,
-    /// Where the norms sit.
-    pub norm: NormPlace,
-    /// A second residual around the whole; without effect in `vmoe`.
-    pub outer: bool,
-    /// Sparse layers that step by Adam, counted from the first; -1 for all.
-    pub adam_layers: i64,
-    /// Whether an Adam step leaves out the inner `x`.
-    pub cancel_residual: bool,
-    /// Radius of the sharpness-aware evaluation (6); 0 for none.
-    pub sam_rho: f64,
-    /// Epsilon of the norms.
-    pub ln_eps: f64,
-}
-
-impl Preset for Config {
-    const PRESETS: &'static [&'static str] = &[
-        "reference",
-        "paper",
-        "plain",
-        "adam",
-        "adam_paper",
-        "robust",
-        "robust_paper",
-        "complex",
-        "negative",
-        "vmoe",
-    ];
-
-    fn preset(name: &str) -> Self {
-        let (rule, mu) = match name {
-            "plain" => (Rule::Plain, 0.7),
-            "adam" | "adam_paper" => (Rule::Adam, 0.7),
-            "robust" | "robust_paper" | "vmoe" => (Rule::Robust, 0.2),
-            "complex" => (Rule::Complex, 0.7),
-            "negative" => (Rule::Momentum, -0.2),
-            _ => (Rule::Momentum, 0.7),
-        };
-        let as_published = matches!(name, "paper" | "adam_paper" | "robust_paper");
-        let added = as_published || name == "plain";
-        let norm = match name {
-            "vmoe" => NormPlace::Vmoe,
-            _ if as_published => NormPlace::None,
-            _ => NormPlace::Post,
-        };
-        Self {
-            rule,
-            mu,
-            mu_im: 0.1,
-            gamma: 1.0,
-            gamma1: 1.0,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            kappa: 1.25,
-            lipschitz: 1.0,
-            sign: if added { Sign::Plus } else { Sign::Minus },
-            norm,
-            outer: norm == NormPlace::Post,
-            adam_layers: if name == "adam_paper" { -1 } else { 1 },
-            cancel_residual: name == "adam",
-            sam_rho: 0.0,
-            ln_eps: 1e-5,
-        }
-    }
-}
-
-impl Config {
-    /// Refuses values outside their range.
-    ///
-    /// # Errors
-    /// Names the key, the value and the range.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        for (key, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
-            if !(0.0..1.0).contains(&beta) {
-                return Err(ConfigError::setting(key, format!("{beta} is outside 0..1")));
-            }
-        }
-        if self.adam_layers < -1 {
-            let reason = format!("{} is neither a count nor -1 for all", self.adam_layers);
-            return Err(ConfigError::setting("adam_layers", reason));
-        }
-        check_kappa(self.kappa)?;
-        check_positive("lipschitz", self.lipschitz)?;
-        for (key, value) in [("eps", self.eps), ("ln_eps", self.ln_eps), ("sam_rho", self.sam_rho)]
-        {
-            check_weight(key, value)?;
-        }
-        self.robust().map(|_| ())
-    }
-
-    /// +1 or -1.
-    fn sigma(&self) -> f64 {
-        match self.sign {
-            Sign::Plus => 1.0,
-            Sign::Minus => -1.0,
-        }
-    }
-
-    /// The constants of (4) where the rule needs them.
-    fn robust(&self) -> Result<Option<Robust>, ConfigError> {
-        match self.rule {
-            Rule::Robust => Robust::new(self.mu, self.kappa, self.lipschitz).map(Some),
-            _ => Ok(None),
-        }
-    }
-
-    /// What [`Self::robust`] gives after [`Self::check`].
-    fn constants(&self) -> Option<Robust> {
-        self.robust().expect("a checked configuration")
-    }
-
-    /// Whether sparse layer number `layer` steps by Adam.
-    fn adam_here(&self, layer: usize) -> bool {
-        self.adam_layers < 0 || (layer as i64) < self.adam_layers
-    }
-
-    /// How much of `x` an Adam layer keeps inside its step.
-    fn kept_residual(&self, layer: usize) -> f64 {
-        let cancelled = self.rule == Rule::Adam && self.adam_here(layer) && self.cancel_residual;
-        if cancelled { 0.0 } else { 1.0 }
-    }
-}
+/// What it is.
+pub const PAPER: Paper = Paper {
+    id: "momentum",
+    title: "MomentumSMoE: Integrating Momentum in Sparse Mixture of Experts",
+    authors: "Teo and Nguyen 2024",
+    arxiv: "2410.14574",
+    idea: "A stack of sparse layers is read as gradient descent, and its residual as a step of an optimiser with momentum.\n\
+        A plain residual stack is plain gradient descent, which is slow and easily thrown off.\n\
+        A running sum of the layers' outputs is carried across depth and added in the place of each output.\n\
+        Rules are heavy ball, Adam in the first sparse layer, robust momentum and complex momentum; the router is not changed.\n\
+        Accelerated steps are meant to make deep stacks more stable and robust at next to no cost.",
+    state: "no parameters. Within a pass, per token and carried from sparse layer to sparse layer: p [t, d]; for Adam also v and m [t, d], for complex momentum an imaginary part [t, d]; zero at the start of every pass",
+    cost: "a few multiply-adds for each of the d features; with `sam_rho` a second call of the whole layer",
+    equations: &[
+        ("(1)-(5)", "torch::update"),
+        ("(4), a b e", "Robust::new"),
+        ("(4), the shift", "torch::block"),
+        ("(6)", "torch::evaluate"),
+        ("dense layers", "torch::dense"),
+    ],
+    deviations: &[
+        "the presets `model` and `*_model` (the short names) take the norms of the model around them, `norm = \"model\"`: `pre` or `post`, no outer residual, so that a comparison with the plain residual differs in the rule alone; with mu = 0 `model` is the plain residual. All other presets keep the norms they were published with, whatever the model's; `norm` and `outer` may be set beside any preset",
+        "paper: p is added and there are no norms (`paper`, `adam_paper`, `robust_paper`); released language models: p is subtracted, every step goes through a LayerNorm, and a second residual adds the input once more (`reference`, `adam`, `robust`, `complex`, `negative`); released vision models: norms before the layer and after the step (`vmoe`)",
+        "released Adam acts in the first sparse layer only (`adam_layers` = 1, heavy ball behind it); it also drops the inner x (`cancel_residual`), which returns through the outer residual. `adam_model` keeps x, because a model without an outer residual would lose its stream",
+        "robust: the shift e b p is added to what the layer reads, behind a norm if one stands before the layer",
+        "sharpness (6) is off in the released code. Its norm runs over all tokens of the batch, so that it is not causal, and it runs every sparse layer twice; the second run decides routes and losses",
+        "attention keeps the plain residual of the model; the models here have no dropout for a mask to act on",
+        "fewer than 2 sparse layers are refused for every rule but `plain`: nothing would be carried",
+    ],
+    unverified: &[
+        "the sign and the absence of norms in the paper's recurrences",
+        "`adam_paper`: Adam in all layers, and without a weight decay that the paper may have",
+        "sam_rho = 0.05 in `sharpness_model`: the usual value of sharpness-aware minimisation, not known from this paper",
+    ],
+    presets: Config::PRESETS,
+    compared: &["model", "adam_model", "robust_model"],
+    control: false,
+    method: Method::Residual(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
+};
 
 fn check_kappa(kappa: f64) -> Result<(), ConfigError> {
     if kappa == 1.0 || !kappa.is_finite() {

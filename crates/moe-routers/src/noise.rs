@@ -4,7 +4,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, StandardUniform};
 use std::fmt::Debug;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Which draw is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,7 +50,14 @@ impl SeededNoise {
         Self { seed, stream: 1, step: batch }
     }
 
-    fn draw<D: Distribution<f64>>(&self, site: Site, like: &Tensor, dist: D) -> Tensor {
+    /// Each value goes through `finish` before it becomes one of the kind of `like`.
+    fn draw<D: Distribution<f64>>(
+        &self,
+        site: Site,
+        like: &Tensor,
+        dist: D,
+        finish: impl Fn(f64) -> f64,
+    ) -> Tensor {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&self.seed.to_le_bytes());
         key[8..16].copy_from_slice(&self.step.to_le_bytes());
@@ -58,21 +65,27 @@ impl SeededNoise {
         key[23] = self.stream;
         key[24..].copy_from_slice(&stable_hash(site.name).to_le_bytes());
         let rng = ChaCha8Rng::from_seed(key);
-        let values: Vec<f64> = dist.sample_iter(rng).take(like.numel()).collect();
+        let values: Vec<f64> = dist.sample_iter(rng).take(like.numel()).map(finish).collect();
         Tensor::from_slice(&values).view_as(like).to_kind(like.kind()).to_device(like.device())
     }
 }
 
 impl Noise for SeededNoise {
     fn normal(&self, site: Site, like: &Tensor) -> Tensor {
-        self.draw(site, like, StandardNormal)
+        self.draw(site, like, StandardNormal, |z| z)
     }
 
     fn uniform(&self, site: Site, like: &Tensor) -> Tensor {
-        // 24 bits, so that rounding to f32 cannot give 1.
-        let uniform = self.draw(site, like, StandardUniform);
-        (uniform * f64::from(1 << 24)).floor() / f64::from(1 << 24)
+        self.draw(site, like, StandardUniform, |u| below_one(u, like.kind()))
     }
+}
+
+/// A draw on `[0, 1)` in 24 bits, so that it is below 1 as an f32 too, which rounds to 1 what is closer
+/// to it.
+fn below_one(u: f64, kind: Kind) -> f64 {
+    let steps = f64::from(1 << 24);
+    let u = if kind == Kind::Double { u } else { f64::from(u as f32) };
+    ((u * steps).floor() / steps).min(1.0 - steps.recip())
 }
 
 /// FNV-1a: tiny, and the same on every machine and toolchain, which `std`'s hasher is not.
@@ -84,7 +97,7 @@ pub(crate) fn stable_hash(text: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::Device;
 
     const GATE: Site = Site { layer: 1, name: "gate" };
 
@@ -109,6 +122,9 @@ mod tests {
 
     #[test]
     fn uniform_draws_stay_below_one_in_f32() {
+        for kind in [Kind::Float, Kind::Double] {
+            assert!((below_one(1.0 - f64::EPSILON, kind) as f32) < 1.0, "{kind:?}");
+        }
         let like = Tensor::zeros([10_000], (Kind::Float, Device::Cpu));
         let u = SeededNoise::train(0, 0).uniform(GATE, &like);
         assert!(u.max().double_value(&[]) < 1.0 && u.min().double_value(&[]) >= 0.0);

@@ -34,7 +34,12 @@ pub const PAPER: Paper = Paper {
     title: "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer",
     authors: "Shazeer et al. 2017",
     arxiv: "1701.06538",
-    idea: "Learned Gaussian noise on the logits before top-k, and two losses that even out gates and a smooth estimate of the loads.",
+    idea: "Learned noise on the logits before top-k, and two losses that even out gates and expected loads.\n\
+        A router that picks the best experts trains those, and so picks them again.\n\
+        The noise lets other experts be tried, and makes expected loads a smooth function of the logits.\n\
+        Both matrices start at zero: at first noise alone decides.",
+    state: "parameters: router Wg [e, d], noise Wn [e, d]",
+    cost: "k expert calls; in training a second product, Wn x, with e normal draws and e values of the normal distribution function",
     equations: &[
         ("(3)-(5)", "NoisyTopk::terms"),
         ("(6)-(7), (11)", "losses::cv_squared_guarded"),

@@ -182,6 +182,11 @@ impl<'a> Params<'a> {
         self.store.device
     }
 
+    /// What learned values are stored in.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     fn full_name(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.into() } else { format!("{}.{name}", self.prefix) }
     }

@@ -7,6 +7,7 @@
 //! rows, `s` slots, `p` slots of one expert.
 
 use crate::convert::{to_host, to_host_i64, to_host1};
+use crate::order::largest;
 use moe_core::{DropOrder, Plan, PlanError, SoftPlan, SparsePlan};
 use tch::{Kind, Tensor};
 
@@ -65,9 +66,9 @@ impl ChoicesGtk {
 
     /// The `k` largest scores of every token; the scores themselves are the gates.
     ///
-    /// Ties go to the lower index, which `topk` does not promise: a stable sort does.
+    /// Ties go to the lower index.
     pub fn top_k(score_gte: &Tensor, k: i64) -> Self {
-        let expert_gtk = score_gte.detach().argsort_stable(true, -1, true).narrow(-1, 0, k);
+        let expert_gtk = largest(score_gte, k);
         let gate_gtk = score_gte.gather(-1, &expert_gtk, false);
         Self::new(expert_gtk, gate_gtk)
     }

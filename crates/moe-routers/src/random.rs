@@ -24,7 +24,11 @@ pub const PAPER: Paper = Paper {
     title: "Uniform random routing",
     authors: "control",
     arxiv: "",
-    idea: "Every token draws its k experts uniformly, in training and in evaluation, and weighs them equally.",
+    idea: "Every token draws k experts anew, uniformly, in training and in evaluation.\n\
+        A learned router has to beat chance, and this is chance.\n\
+        Each drawn expert has weight 1/k; who goes where is not learned.",
+    state: "none",
+    cost: "k expert calls; no W x, but e uniform draws and a selection of k",
     equations: &[("T = top-k of u", "Random::route")],
     deviations: &[],
     unverified: &[],

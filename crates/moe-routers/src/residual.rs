@@ -4,11 +4,21 @@
 //! A residual wraps its layer whole: it says what the layer reads, adds what the layer computed, and
 //! places the norms. Whatever goes from sparse layer to sparse layer of one forward pass is handed on
 //! as [`Carried`] and starts empty.
+//!
+//! A rule is written twice: as a [`Residual`] that trains, and as a [`HostResidual`] in plain `f64`. The
+//! [`suite`](crate::suite) holds the first to the second.
+//!
+//! Axis letters: `t` tokens, `d` width.
+
+mod plain;
+
+pub use plain::{LN_EPS, Plain, PlainConfig};
 
 use crate::config::{ConfigError, Settings};
-use crate::norm::TorchNorm;
+use crate::norm::{HostNorm, TorchNorm};
 use crate::router::Method;
 use moe_core::RouteError;
+use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 use tch::Tensor;
@@ -74,6 +84,52 @@ pub trait Residual: Debug + Send {
         carried: &Carried,
         f: &mut Sublayer<'_>,
     ) -> Result<Tensor, RouteError>;
+
+    /// The same rule in host arithmetic.
+    fn reference(&self) -> Box<dyn HostResidual>;
+}
+
+/// [`Carried`] on the host, `[t, d]` each.
+pub type HostCarried = Vec<Array2<f64>>;
+
+/// A layer on the host, `[t, d] -> [t, d]`.
+pub type HostSublayer<'a> = dyn Fn(ArrayView2<'_, f64>) -> Result<Array2<f64>, RouteError> + 'a;
+
+/// [`Norms`] on the host.
+#[derive(Debug, Clone, Default)]
+pub struct HostNorms {
+    /// As [`Norms::inner`].
+    pub inner: HostNorm,
+    /// As [`Norms::outer`].
+    pub outer: HostNorm,
+}
+
+/// A [`Residual`] in plain `f64`, all tokens of the stream as rows: what it is held to.
+pub trait HostResidual {
+    /// As [`Residual::sparse`].
+    ///
+    /// # Errors
+    /// Those of `f`.
+    fn sparse(
+        &self,
+        layer: usize,
+        norms: &HostNorms,
+        x_td: ArrayView2<'_, f64>,
+        carried: HostCarried,
+        f: &HostSublayer<'_>,
+    ) -> Result<(Array2<f64>, HostCarried), RouteError>;
+
+    /// As [`Residual::dense`].
+    ///
+    /// # Errors
+    /// Those of `f`.
+    fn dense(
+        &self,
+        norms: &HostNorms,
+        x_td: ArrayView2<'_, f64>,
+        carried: &HostCarried,
+        f: &HostSublayer<'_>,
+    ) -> Result<Array2<f64>, RouteError>;
 }
 
 /// A residual's settings, resolved and ready to build from.
@@ -88,92 +144,25 @@ pub trait ResidualConfig: Debug + Send + Sync {
     /// Names the key, the value and the range.
     fn check(&self, sparse_layers: usize) -> Result<(), ConfigError>;
 
-    /// Norms around a sparse layer (`true`) or a dense one, in a model whose norms stand at `norm`.
+    /// Whether a token's place in the stream depends on no later token, if the layers' outputs do not.
+    fn causal(&self) -> bool;
+
+    /// Norms around a sparse layer (`true`) or a dense one, in a model whose norms stand at `norm`:
+    /// exactly those that have an effect.
     fn norms(&self, norm: Norm, sparse: bool) -> NormsNeeded;
 
     /// The rule in a model whose norms stand at `norm`.
     fn build(&self, norm: Norm) -> Box<dyn Residual>;
 }
 
-/// Epsilon of the norms of [`Plain`], and of models.
-pub const LN_EPS: f64 = 1e-5;
-
-/// `x + f(x)` with the model's norm, nothing carried.
-#[derive(Debug, Clone, Copy)]
-pub struct Plain {
-    norm: Norm,
-}
-
-impl Plain {
-    /// The plain residual of a model whose norms stand at `norm`.
-    pub fn new(norm: Norm) -> Self {
-        Self { norm }
-    }
-
-    /// `f` inside the residual.
-    ///
-    /// # Errors
-    /// Those of `f`.
-    pub fn step(
-        self,
-        norm: &TorchNorm,
-        x: &Tensor,
-        f: &mut Sublayer<'_>,
-    ) -> Result<Tensor, RouteError> {
-        Ok(match self.norm {
-            Norm::Pre => x + f(&norm.apply(x, LN_EPS))?,
-            Norm::Post => norm.apply(&(x + f(x)?), LN_EPS),
-        })
-    }
-}
-
-impl Residual for Plain {
-    fn sparse(
-        &self,
-        _layer: usize,
-        norms: &Norms,
-        x: &Tensor,
-        carried: Carried,
-        f: &mut Sublayer<'_>,
-    ) -> Result<(Tensor, Carried), RouteError> {
-        Ok((self.step(&norms.inner, x, f)?, carried))
-    }
-
-    fn dense(
-        &self,
-        norms: &Norms,
-        x: &Tensor,
-        _carried: &Carried,
-        f: &mut Sublayer<'_>,
-    ) -> Result<Tensor, RouteError> {
-        self.step(&norms.inner, x, f)
-    }
-}
-
-/// [`Plain`] has nothing to set.
-#[derive(Debug)]
-pub struct PlainConfig;
-
-impl ResidualConfig for PlainConfig {
-    fn settings(&self) -> Settings {
-        Settings::new()
-    }
-
-    fn check(&self, _sparse_layers: usize) -> Result<(), ConfigError> {
-        Ok(())
-    }
-
-    fn norms(&self, _norm: Norm, _sparse: bool) -> NormsNeeded {
-        NormsNeeded { inner: true, outer: false }
-    }
-
-    fn build(&self, norm: Norm) -> Box<dyn Residual> {
-        Box::new(Plain::new(norm))
-    }
-}
-
-/// Other names of a paper's presets.
-const NAMES: &[(&str, &str, &str)] = &[];
+/// Other names of a paper's presets: the name, the paper's id, the preset.
+const NAMES: &[(&str, &str, &str)] = &[
+    ("adam-momentum", "momentum", "adam_model"),
+    ("robust-momentum", "momentum", "robust_model"),
+    ("complex-momentum", "momentum", "complex_model"),
+    ("negative-momentum", "momentum", "negative_model"),
+    ("sharpness-momentum", "momentum", "sharpness_model"),
+];
 
 /// Reads the settings of residual `name`: `plain`, a paper's id, or one of the short names of its
 /// presets.
@@ -216,4 +205,9 @@ pub fn names() -> Vec<&'static str> {
     let papers = crate::PAPERS.iter().filter(|p| matches!(p.method, Method::Residual(_)));
     let short = NAMES.iter().map(|(short, ..)| *short);
     std::iter::once("plain").chain(papers.map(|paper| paper.id)).chain(short).collect()
+}
+
+/// Short names of the presets of paper `id`, each with its preset.
+pub fn short_names(id: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    NAMES.iter().filter(move |(_, of, _)| *of == id).map(|(short, _, preset)| (*short, *preset))
 }

@@ -20,8 +20,13 @@ pub struct Paper {
     pub authors: &'static str,
     /// arXiv number; empty for controls.
     pub arxiv: &'static str,
-    /// What it does, in a sentence or two.
+    /// What it is against, what it does, and why that should help: at most five lines, of which the
+    /// first also serves in lists.
     pub idea: &'static str,
+    /// What state it has: parameters and buffers with their shapes, and what a pass hands on.
+    pub state: &'static str,
+    /// What a token costs beyond the scores W x: calls of experts, sorts, draws, sweeps.
+    pub cost: &'static str,
     /// Equation or section of the paper -> item of its file.
     pub equations: &'static [(&'static str, &'static str)],
     /// Where paper, released code and this code differ, and which preset is which.

@@ -14,188 +14,129 @@
 //! The numbers count the steps of the method; the paper's own equations were not available and its
 //! authors released no code, so there is no `reference` preset. `third_party` re-uses the clean
 //! routing and balances by KL; `third_party_norm` perturbs instance-normalised tokens instead of (1)
-//! and has no InfoNCE. One re-implementation returns `g y_c` in evaluation: a bug, not copied. `tau`,
-//! `alpha` and `beta` of the paper are unverified.
+//! and has no InfoNCE. One re-implementation returns `g y_c` in evaluation: a bug, not copied.
 //!
-//! It calls the experts twice, so it is no [`Router`](crate::Router) but a rule over a bank of
-//! experts: a sparse layer hands [`layer`] its experts as a closure, adds the returned losses to its
-//! objective, and calls [`infer`] at evaluation. [`mod@reference`] has the same rule on the host.
+//! It calls the experts twice in training, so the router writes its own
+//! [`layer`](crate::Router::layer). A group is one sequence. [`mod@reference`] has the same rule on
+//! the host.
 //!
-//! Axis letters: `t` tokens, `d` width, `e` experts, `k` choices, `q` sequences.
+//! Axis letters: `g` groups, `t` tokens, `d` width, `e` experts, `k` choices.
 
+mod augment;
 mod config;
-mod layer;
-#[cfg(test)]
-mod parity;
 pub mod reference;
+mod router;
+#[cfg(test)]
+mod tests;
 
+pub use augment::{Augmented, Perturbation, augment};
 pub use config::{Balance, Config, NceOn, Noise, StatsAxis};
-pub use layer::{Layer, Params, Pass, infer, layer};
+pub use router::{Passes, S2Moe};
 
+use crate::config::{Preset, resolve};
 use crate::losses;
+use crate::router::{Method, Paper, axes3};
 use moe_core::AuxForm;
-use tch::{Kind, Tensor};
+use tch::Tensor;
+
+/// What it is.
+pub const PAPER: Paper = Paper {
+    id: "s2-moe",
+    title: "S2MoE: Robust Sparse Mixture of Experts via Stochastic Learning",
+    authors: "Do et al. 2025",
+    arxiv: "2503.23007",
+    idea: "In training every token and a noisy copy of it go through the same experts, and a learned gate blends the two outputs.\n\
+        Experts that are chosen together, and routing in few dimensions, push experts towards the same features.\n\
+        The copy is made of Gaussian noise with the mean and deviation of the sequence.\n\
+        An InfoNCE loss keeps each copy close to its own token and apart from the others.\n\
+        Inference is one pass with fewer experts: no noise, no copy, no gate.",
+    state: "parameters: router W [e, d] and its bias [e] (setting `bias`), blend gate [1, d] and its bias [1]",
+    cost: "in training 2 k expert calls (k = `top_k`), W x for token and copy (once without `reroute`), 2 d normal draws and t d multiply-adds of the InfoNCE loss for a sequence of t tokens; at inference `top_k_infer` expert calls",
+    equations: &[
+        ("(1)", "augment"),
+        ("(2)-(3)", "S2Moe::passes"),
+        ("(4)", "info_nce"),
+        ("(5)", "balance"),
+        ("(6)", "S2Moe::layer"),
+    ],
+    deviations: &[
+        "the authors released no code: `paper` follows a description of the method, `third_party` and `third_party_norm` two re-implementations by others, so there is no `reference` preset",
+        "equal computation is counted in training, 2 top_k experts per token; inference visits top_k_infer, 1 of 4 in every preset, and so spends a quarter of what a comparison grants",
+        "InfoNCE (4) and the balance loss (5) range over one sequence and are averaged over sequences, since groups never see each other; the re-implementation ranges over the whole batch",
+        "a capacity (none of its own) binds both passes; logged loads and dropped tokens are those of the clean pass",
+        "training takes mean and deviation over the whole sequence, later tokens included; evaluation has no copy and is causal",
+        "instance normalisation has no affine; `third_party_norm` starts the blend gate with a bias of 5",
+    ],
+    unverified: &[
+        "the paper's own equations, and whether its statistics run over tokens or features (`stats_axis`)",
+        "tau, alpha and beta; an earlier InfoNCE of the first author uses tau 0.1",
+        "top_k 2 in training: the 28 % that the abstract saves at inference fit a step from 2 experts to 1",
+        "the router's bias, taken from a sister project of the authors, and the initial blend gate",
+    ],
+    presets: Config::PRESETS,
+    compared: &["paper"],
+    control: false,
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
+};
 
 /// Floor of the norms of (4).
 pub const NORM_FLOOR: f64 = 1e-12;
 
-/// What (1) is given besides the tokens.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Perturbation<'a> {
-    /// Multiplicative draw, `[t, d]`; absent counts as zero unless both are absent.
-    pub eps1_td: Option<&'a Tensor>,
-    /// Additive draw, `[t, d]`. Without any draw the augmentation is off.
-    pub eps2_td: Option<&'a Tensor>,
-    /// Number of the sequence of each token, from 0, `[t]`, int64; `None` is one sequence.
-    pub sequence_t: Option<&'a Tensor>,
-    /// Scale after instance normalisation, `[d]`.
-    pub in_weight_d: Option<&'a Tensor>,
-    /// Shift after instance normalisation, `[d]`.
-    pub in_bias_d: Option<&'a Tensor>,
-}
+/// Below every probability that matters to (5), above the smallest `f32`: keeps the logarithm's
+/// slope finite where a probability underflows.
+const PROB_FLOOR: f64 = 1e-37;
 
-/// A noisy copy and the statistics that made it, each `[t, d]`.
-#[derive(Debug)]
-pub struct Augmented {
-    /// `x^`.
-    pub x_td: Tensor,
-    /// Mean of the token's sequence, or of the token (`features`).
-    pub mean_td: Tensor,
-    /// Standard deviation likewise; of the population for instance normalisation.
-    pub std_td: Tensor,
-}
-
-/// Mean, variance and whether there is only one value to take them of; broadcast to `[t, d]`.
-struct Moments {
-    mean_td: Tensor,
-    var_td: Tensor,
-    single_t1: Tensor,
-}
-
-/// Over the tokens of each sequence; the sum of squares is divided by `n - ddof`.
-fn over_tokens(x_td: &Tensor, sequence_t: Option<&Tensor>, ddof: f64) -> Moments {
-    let member_tq = match sequence_t {
-        Some(sequence_t) => {
-            let sequences = sequence_t.max().int64_value(&[]) + 1;
-            sequence_t.one_hot(sequences).to_kind(x_td.kind())
-        }
-        None => Tensor::ones([x_td.size()[0], 1], (x_td.kind(), x_td.device())),
-    };
-    let count_q1 = member_tq.sum_dim_intlist(0, false, None).unsqueeze(-1);
-    let sum = |of_td: &Tensor| member_tq.tr().matmul(of_td);
-    // A number that no token bears leaves an empty sequence, which nobody reads.
-    let mean_td = member_tq.matmul(&(sum(x_td) / count_q1.clamp_min(1.0)));
-    let squares_qd = sum(&(x_td - &mean_td).square());
-    let var_td = member_tq.matmul(&(squares_qd / (&count_q1 - ddof).clamp_min(1.0)));
-    let single_t1 = member_tq.matmul(&count_q1).le(1.0);
-    Moments { mean_td, var_td, single_t1 }
-}
-
-/// Over the features of each token.
-fn over_features(x_td: &Tensor, ddof: f64) -> Moments {
-    let (t, d) = x_td.size2().expect("[t, d]");
-    let mean_t1 = x_td.mean_dim(-1, true, None);
-    let squares_t1 = (x_td - &mean_t1).square().sum_dim_intlist(-1, true, None);
-    Moments {
-        mean_td: mean_t1.expand_as(x_td),
-        var_td: (squares_t1 / (d as f64 - ddof).max(1.0)).expand_as(x_td),
-        single_t1: Tensor::full([t, 1], i64::from(d == 1), (Kind::Bool, x_td.device())),
-    }
-}
-
-/// Square root whose gradient at 0 is 0 rather than infinite: constant features have no spread.
-fn root(var_td: &Tensor) -> Tensor {
-    let spread_td = var_td.gt(0.0);
-    let safe_td = var_td.where_self(&spread_td, &var_td.ones_like());
-    safe_td.sqrt() * spread_td.to_kind(var_td.kind())
-}
-
-/// (1): the noisy copy. A sequence of one token (or, over features, a token of one feature) has no
-/// spread and stays as it is.
-pub fn augment(config: &Config, x_td: &Tensor, given: &Perturbation<'_>) -> Augmented {
-    let normed = config.noise == Noise::InstanceNorm;
-    let ddof = if normed || !config.unbiased { 0.0 } else { 1.0 };
-    let mut moments = match config.stats_axis {
-        StatsAxis::Features if !normed => over_features(x_td, ddof),
-        _ => over_tokens(x_td, given.sequence_t, ddof),
-    };
-    if config.detach_stats {
-        moments.mean_td = moments.mean_td.detach();
-        moments.var_td = moments.var_td.detach();
-    }
-    let std_td = root(&moments.var_td);
-    let off = given.eps1_td.is_none() && given.eps2_td.is_none();
-    let noisy_td = if off {
-        x_td.shallow_clone()
-    } else {
-        let copy_td = match config.noise {
-            Noise::Statistics => shaken(config, x_td, (&moments.mean_td, &std_td), given),
-            Noise::InstanceNorm => normalised(config, x_td, &moments, given),
-        };
-        x_td.where_self(&moments.single_t1, &copy_td)
-    };
-    Augmented { x_td: noisy_td, mean_td: moments.mean_td, std_td }
-}
-
-/// (1) itself; an absent draw is zero.
-fn shaken(
-    config: &Config,
-    x_td: &Tensor,
-    (mean_td, std_td): (&Tensor, &Tensor),
-    given: &Perturbation<'_>,
+/// (4) per token, `[g, t, d] x [g, t, d] -> [g, t]`: how far row `t` of `a` is from telling row `t`
+/// of `b` among all rows of its group; `symmetric` averages both directions. Zero for one token.
+/// Padding (`padding_gt`, `[g, t]`, bool) is no negative of other tokens; its own value means nothing.
+pub fn info_nce(
+    (a_gtd, b_gtd): (&Tensor, &Tensor),
+    (tau, symmetric): (f64, bool),
+    padding_gt: Option<&Tensor>,
 ) -> Tensor {
-    let scaled =
-        |eps_td: Option<&Tensor>| eps_td.map_or(x_td.zeros_like(), |eps_td| std_td * eps_td);
-    let (n1_td, n2_td) = (scaled(given.eps1_td), mean_td + scaled(given.eps2_td));
-    x_td + (n1_td * x_td + n2_td) * config.noise_scale
-}
-
-/// `(1 + scale_mul e1) IN(x) + scale_add e2`.
-fn normalised(
-    config: &Config,
-    x_td: &Tensor,
-    moments: &Moments,
-    given: &Perturbation<'_>,
-) -> Tensor {
-    let mut in_td = (x_td - &moments.mean_td) / (&moments.var_td + config.in_eps).sqrt();
-    in_td = given.in_weight_d.map_or(in_td.shallow_clone(), |weight_d| &in_td * weight_d);
-    in_td = given.in_bias_d.map_or(in_td.shallow_clone(), |bias_d| &in_td + bias_d);
-    let scaled = |eps_td: Option<&Tensor>, scale: f64| {
-        eps_td.map_or(x_td.zeros_like(), |eps_td| eps_td * scale)
+    let unit = |x_gtd: &Tensor| {
+        let norm_gt1 = x_gtd.norm_scalaropt_dim(2.0, [-1i64].as_slice(), true);
+        x_gtd / norm_gt1.clamp_min(NORM_FLOOR)
     };
-    &in_td
-        + scaled(given.eps1_td, config.scale_mul) * &in_td
-        + scaled(given.eps2_td, config.scale_add)
-}
-
-/// (4) per token, `[t, d] x [t, d] -> [t]`: how far row `t` of `a` is from telling row `t` of `b`
-/// among all rows; `symmetric` averages both directions. Zero for one token.
-pub fn info_nce(a_td: &Tensor, b_td: &Tensor, tau: f64, symmetric: bool) -> Tensor {
-    let unit = |x_td: &Tensor| {
-        let norm_t1 = x_td.norm_scalaropt_dim(2.0, [-1i64].as_slice(), true);
-        x_td / norm_t1.clamp_min(NORM_FLOOR)
-    };
-    let logits_tt = unit(a_td).matmul(&unit(b_td).tr()) / tau;
-    let own_t = logits_tt.diagonal(0, 0, 1);
-    let forth_t = logits_tt.logsumexp(1, false) - &own_t;
+    let logits_gtt = unit(a_gtd).matmul(&unit(b_gtd).transpose(1, 2)) / tau;
+    let forth_gt = miss(&logits_gtt, padding_gt);
     if !symmetric {
-        return forth_t;
+        return forth_gt;
     }
-    (forth_t + logits_tt.logsumexp(0, false) - own_t) * 0.5
+    (forth_gt + miss(&logits_gtt.transpose(1, 2), padding_gt)) * 0.5
 }
 
-/// (5) of the clean routing, a scalar; `kl` does not read the choices.
-pub fn balance(form: Balance, logits_te: &Tensor, expert_tk: Option<&Tensor>) -> Tensor {
-    let prob_te = logits_te.softmax(-1, logits_te.kind());
-    match (form, expert_tk) {
-        (Balance::Switch, Some(expert_tk)) => {
-            let (prob_gte, expert_gtk) = (prob_te.unsqueeze(0), expert_tk.unsqueeze(0));
-            losses::load_balance(&prob_gte, &expert_gtk, AuxForm::DivK)
+/// `-ln softmax` of the diagonal, along the last axis. `[g, t, t] -> [g, t]`.
+fn miss(logits_gtt: &Tensor, padding_gt: Option<&Tensor>) -> Tensor {
+    let own_gt = logits_gtt.diagonal(0, 1, 2);
+    let Some(padding_gt) = padding_gt else { return logits_gtt.logsumexp(-1, false) - own_gt };
+    // A padded row keeps its columns, so that even a group of nothing else stays finite.
+    let barred_gtt = padding_gt.unsqueeze(1).logical_and(&padding_gt.logical_not().unsqueeze(2));
+    logits_gtt.masked_fill(&barred_gtt, f64::NEG_INFINITY).logsumexp(-1, false) - own_gt
+}
+
+/// (5) of the clean routing, a scalar; `kl` does not read the choices, `[g, t, k]`. Padding
+/// (`padding_gt`, `[g, t]`, bool) leaves the means.
+///
+/// # Panics
+/// If `switch` has no choices to count.
+pub fn balance(
+    form: Balance,
+    logits_gte: &Tensor,
+    expert_gtk: Option<&Tensor>,
+    padding_gt: Option<&Tensor>,
+) -> Tensor {
+    let prob_gte = logits_gte.softmax(-1, logits_gte.kind());
+    match form {
+        Balance::Switch => {
+            let expert_gtk = expert_gtk.expect("the switch form counts choices");
+            losses::load_balance_of_valid(&prob_gte, expert_gtk, AuxForm::DivK, padding_gt).loss
         }
-        (Balance::Switch, None) => panic!("the switch form counts choices, but there are none"),
-        (Balance::Kl, _) => {
-            let mean_e = prob_te.mean_dim(0, false, None);
-            mean_e.xlogy(&(&mean_e * logits_te.size()[1] as f64)).sum(None)
+        Balance::Kl => {
+            let (_, _, e) = axes3(logits_gte);
+            let mean_ge = losses::mean_of_valid(&prob_gte, padding_gt);
+            let log_ge = (&mean_ge.clamp_min(PROB_FLOOR) * e as f64).log();
+            (mean_ge * log_ge).sum_dim_intlist(-1, false, None).mean(None)
         }
     }
 }

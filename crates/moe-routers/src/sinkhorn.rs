@@ -31,7 +31,12 @@ pub const PAPER: Paper = Paper {
     title: "Unified Scaling Laws for Routed Language Models",
     authors: "Clark et al. 2022; Megatron-LM",
     arxiv: "2202.01169",
-    idea: "In training, tokens choose from the logits rescaled by Sinkhorn's algorithm so that every expert is wanted equally; the weight comes from the raw logits. No balance loss.",
+    idea: "In training, tokens choose from logits that Sinkhorn's algorithm has rescaled to equal loads.\n\
+        A balance loss balances only roughly, and its weight has to be tuned.\n\
+        The weight of a chosen expert comes from its raw logit; no gradient goes through the rescaling.\n\
+        In evaluation each token takes its best expert.",
+    state: "parameters: router W [e, d]",
+    cost: "k expert calls; in training rounds over the [t, e] logits of a group until `d1` changes by less than `tol`, at most `max_iters`, each read back to the host",
     equations: &[("(1)-(2)", "transport"), ("(3)-(4)", "Sinkhorn::route")],
     deviations: &[
         "the algorithm is Megatron-LM's; a group is balanced by itself",

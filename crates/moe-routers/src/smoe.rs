@@ -37,7 +37,13 @@ pub const PAPER: Paper = Paper {
     title: "Softmax top-k routing",
     authors: "common practice; Mixtral, OLMoE, Qwen-MoE, CompeteSMoE family",
     arxiv: "2401.04088",
-    idea: "A linear score per expert; each token visits its k best and weighs them by a softmax, taken before or after the choice.",
+    idea: "A linear map scores every expert; a token visits its k best.\n\
+        Experts can specialise if each token visits only the few that suit it.\n\
+        Their outputs are weighed by a softmax, taken before or after the choice.\n\
+        A balance loss keeps the router from sending everything to the same experts.\n\
+        This is what most sparse language models do, and what the other methods change.",
+    state: "parameters: router W [e, d]",
+    cost: "k expert calls; a selection of k and a softmax over e",
     equations: &[
         ("(1)-(4)", "Smoe::choose"),
         ("(5)", "losses::load_balance"),

@@ -16,7 +16,7 @@
 //! `r` rounds half to even; k is clipped to `[k_min, k_max]`. Numbers in brackets count the steps
 //! of the method.
 
-use crate::config::{ConfigError, Part, Preset, RouterConfig, Settings, resolve, to_settings};
+use crate::config::{ConfigError, Part, Preset, RouterConfig, Settings, Tie, resolve, to_settings};
 use crate::convert::to_host;
 use crate::params::{Init, Params, Role};
 use crate::plan::ChoicesGtk;
@@ -33,12 +33,17 @@ pub const PAPER: Paper = Paper {
     title: "Sparse MoE as the New Dropout: Scaling Dense and Self-Slimmable Transformers",
     authors: "Chen et al. 2023",
     arxiv: "2303.01610",
-    idea: "The router is random and frozen from the start; the number of experts per token grows during training, and any number may be used afterwards.",
+    idea: "The router is random and frozen; the number of experts per token grows during training.\n\
+        Trained routers can collapse, and a model trained with few experts gains little from more of them later.\n\
+        No expert can rely on the company of certain others, which is meant to regularise as dropout does.\n\
+        Afterwards the model may run with any number of experts.",
+    state: "no parameters; buffer: frozen router W [e, d]",
+    cost: "k expert calls, k from `k_min` to `k_max` over the training (preset `paper`: half of the experts to all); a selection of k and a softmax over e",
     equations: &[("(1)-(2)", "SmoeDropout::route"), ("(3)", "Schedule::top_k")],
     deviations: &[
         "preset `paper` grows from half of the experts to all, as on enwik8 (8 to 16 of 16)",
         "preset `compete_smoe` is CompeteSMoE's version: the gate is frozen, k stays 2",
-        "`steps_total` is a number of steps, to be set to the length of the run",
+        "`steps_total` is a number of steps; a recipe that does not give it takes the length of its run",
         "experts are sized for the k of evaluation; training is cheaper until k has grown",
     ],
     unverified: &["the schedule and range of k of each experiment"],
@@ -83,10 +88,8 @@ impl Schedule {
     pub fn check(self, range: Range) -> Result<(), ConfigError> {
         let Range { k_min, k_max, steps_total } = range;
         if k_min == 0 || k_min > k_max {
-            return Err(ConfigError::setting(
-                "k_min",
-                format!("{k_min} is outside 1..={k_max} (k_max)"),
-            ));
+            let reason = format!("{k_min} is outside 1..={k_max} (k_max)");
+            return Err(ConfigError::setting("k_min", reason));
         }
         let least = if self == Self::ExpIncrease { 300 } else { 1 };
         if steps_total < least {
@@ -168,13 +171,15 @@ impl RouterConfig for Config {
         self.schedule.check(range)?;
         for (key, k) in [("k_max", range.k_max), ("k_eval", self.top_k(experts, None))] {
             if !(1..=experts).contains(&k) {
-                return Err(ConfigError::setting(
-                    key,
-                    format!("{k} is outside 1..={experts} (experts)"),
-                ));
+                let reason = format!("{k} is outside 1..={experts} (experts)");
+                return Err(ConfigError::setting(key, reason));
             }
         }
         Ok(())
+    }
+
+    fn ties(&self) -> &'static [(&'static str, Tie)] {
+        &[("steps_total", Tie::ShareOfSteps(1.0))]
     }
 
     fn active_experts(&self, experts: usize) -> f64 {

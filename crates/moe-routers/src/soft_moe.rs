@@ -30,7 +30,12 @@ pub const PAPER: Paper = Paper {
     title: "From Sparse to Soft Mixtures of Experts",
     authors: "Puigcerver et al. 2023",
     arxiv: "2308.00951",
-    idea: "Nothing is dropped and nothing chosen: every expert slot reads a weighted mean of all tokens, every token a weighted mean of all slots.",
+    idea: "Every expert slot reads a weighted mean of all tokens, every token a weighted mean of all slots.\n\
+        A hard choice drops tokens, leaves experts unequal, and lets no gradient through the choice itself.\n\
+        Here nothing is chosen: every weight has a gradient, and every expert gets the same number of slots.\n\
+        Every token sees every other: for encoders, not for language models.",
+    state: "parameters: slots Phi [d, s], s = e p for p slots per expert; scale [1]",
+    cost: "s / t expert calls for a group of t tokens; X Phi in the place of W x, softmaxes over tokens and over slots, and 2 s d multiply-adds to mix",
     equations: &[
         ("sec. 2.3", "slot_logits"),
         ("(1)-(2)", "SoftMoe::route"),

@@ -36,7 +36,12 @@ pub const PAPER: Paper = Paper {
     title: "Selective Sinkhorn Routing for Improved Sparse Mixture of Experts",
     authors: "2025",
     arxiv: "2511.08972",
-    idea: "On a small share of the training steps tokens are assigned by entropic optimal transport with equal loads; all other steps, and evaluation, are plain softmax top-k, and no balance loss is needed.",
+    idea: "A small share of the training steps assigns tokens by entropic optimal transport with equal loads.\n\
+        A balance loss works against the task, and balancing every step by optimal transport is slow.\n\
+        All other steps, and evaluation, are plain softmax top-k.\n\
+        The few balanced steps are meant to keep all experts in use without any balance loss.",
+    state: "parameters: router W [e, d]",
+    cost: "k expert calls; a softmax over e and a selection of k; on a share `p` of the training steps also up to `max_iters` Sinkhorn sweeps over the [t, e] costs of a group",
     equations: &[
         ("(1)", "transport::cost"),
         ("(2)-(3)", "sinkhorn"),

@@ -34,7 +34,13 @@ pub const PAPER: Paper = Paper {
     title: "StableMoE: Stable Routing Strategy for Mixture of Experts",
     authors: "Dai et al. 2022",
     arxiv: "2204.08396",
-    idea: "A greedy balanced router is learned in a first stage and distilled into a small one that reads only the token's word; from then on, and in all evaluation, the small one routes and routes do not fluctuate.",
+    idea: "A router is learned first, then distilled into one that reads only the word and changes no more.\n\
+        While a router learns, a token's expert changes, and what the old one learned of it is lost.\n\
+        In stage 1 a greedy balanced router routes and teaches the small one.\n\
+        In stage 2, and in all evaluation, the small one decides.\n\
+        Routes are then stable, so that each expert keeps the tokens it learns from.",
+    state: "parameters: centroids [e, d], and in every layer word embeddings [vocab, w] and distilled centroids [e, w], w = `word_width`",
+    cost: "at most one expert call; a product of width w with the distilled centroids, in stage 1 a softmax over e for its loss",
     equations: &[
         ("(1)-(3)", "StableMoe::route"),
         ("(4)", "balance"),
@@ -45,7 +51,7 @@ pub const PAPER: Paper = Paper {
         "released code: the output is the mix (2); the paper adds the input to the gated expert (second-hand); for experts E(x) = x + f(x) and the model's own residual the mix is x + a f(x)",
         "(4) and (5) are sums over tokens beside a summed task loss; here the task loss is a mean, so their weights are divided by the tokens of a group",
         "the paper freezes the distilled router in stage 2; here, as in the code, it gets no gradient there",
-        "`stage1_steps` is a number of steps (6000 of 60000 in the example), to be set to a tenth of the run",
+        "`stage1_steps` is a number of steps (6000 of 60000 in the released example); a recipe that does not give it takes a tenth of its run",
         "reads token ids: serves only where the model hands them in; every layer has word embeddings of its own",
     ],
     unverified: &["initial values of word embeddings and centroids"],

@@ -1,16 +1,20 @@
-//! Every router, one contract: the same values as its reference, gradients equal to central
-//! differences of the reference, every parameter reached by a gradient, groups that do not see each
-//! other, causality exactly as claimed, finite results at the edges.
+//! Every paper, one contract: the same values as its reference, gradients equal to central differences
+//! of the reference, every parameter reached by a gradient, causality exactly as claimed, finite results
+//! at the edges. Groups of a router do not see each other; a residual does not care for the order of
+//! tokens, and uses the norms that it asks for.
 //!
-//! A new router gets all of this by being registered; [`check`] also takes a [`Paper`] of your own.
+//! A new paper gets all of this by being registered; [`check`] also takes a [`Paper`] of your own.
 //!
 //! Axis letters: `g` groups, `t` tokens, `d` width, `e` experts.
 
-use crate::config::{ConfigError, RouterConfig, Settings};
+mod residual;
+
+use crate::config::{ConfigError, RouterConfig, Settings, Tie};
 use crate::convert::{to_host, to_host_i64, to_host3};
 use crate::noise::{Noise, SeededNoise, Site};
 use crate::params::ParamStore;
-use crate::router::{Dims, Paper, Phase, RouteCx, Router, Routing};
+use crate::residual::residual_config;
+use crate::router::{Dims, Method, Paper, Phase, RouteCx, Router, Routing};
 use crate::tolerance::{relative_error, tolerance};
 use moe_core::{HostInput, HostRouting, Reference, RouteError};
 use ndarray::{Array2, ArrayView2};
@@ -53,7 +57,7 @@ pub enum SuiteError {
     /// Its settings.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Its router or reference.
+    /// Its rule or reference.
     #[error(transparent)]
     Route(#[from] RouteError),
 }
@@ -61,8 +65,27 @@ pub enum SuiteError {
 /// Holds `preset` of `paper` to the contract.
 ///
 /// # Errors
-/// If the preset does not exist, or the router or its reference refuses the suite's input.
+/// If the preset does not exist, or the paper's rule or its reference refuses the suite's input.
 pub fn check(paper: &Paper, preset: &str) -> Result<Report, SuiteError> {
+    let name = format!("{}:{preset}", paper.id);
+    match paper.method {
+        Method::Router(_) => check_router(paper, preset, name),
+        Method::Residual(read) => {
+            let given = Settings::from_iter([("preset".to_owned(), preset.into())]);
+            residual::check(name, &|more| read(&given.clone().into_iter().chain(more).collect()))
+        }
+    }
+}
+
+/// Holds the residual that a recipe calls `name` to the contract, `plain` included.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_residual(name: &str) -> Result<Report, SuiteError> {
+    residual::check(name.into(), &|more| residual_config(name, &more))
+}
+
+fn check_router(paper: &Paper, preset: &str, name: String) -> Result<Report, SuiteError> {
     let case = Case::new(paper, preset)?;
     let mut violations = Vec::new();
     let value_error = [Phase::Train { step: 0 }, Phase::Eval]
@@ -82,7 +105,6 @@ pub fn check(paper: &Paper, preset: &str) -> Result<Report, SuiteError> {
     claim(causal == case.config.causal(), format!("causal is {causal}, which is not its claim"));
     claim(case.groups_are_apart()?, "one group changed another".into());
     violations.extend(case.edge_violations()?);
-    let name = format!("{}:{preset}", paper.id);
     Ok(Report { name, value_error, gradient_error, gradients, causal, violations })
 }
 
@@ -96,7 +118,8 @@ struct Case {
     token_gt: Tensor,
     noise: Recorded,
     before: Before,
-    /// Attention of the block by head, `[g, m, t, t]`, fixed; later tokens are seen too.
+    /// Attention of the block by head, `[g, m, t, t]`, fixed; later tokens are seen too, except where
+    /// causality is asked about.
     attention_gmtt: Tensor,
 }
 
@@ -177,14 +200,15 @@ pub fn normal(name: &'static str, shape: &[i64]) -> Tensor {
     SeededNoise::train(7, 0).normal(Site { layer: 0, name }, &like)
 }
 
-/// Stand-ins for experts: nonlinear, and different from each other.
+/// Stand-ins for experts: nonlinear, different from each other, and steady: a relative error of huge
+/// rows does not grow, as it would in a wave.
 pub fn expert(e: usize, rows: &Tensor) -> Tensor {
-    rows.sin() * (e as f64 + 1.0)
+    rows.tanh() * (e as f64 + 1.0)
 }
 
 /// [`expert`] on the host.
 pub fn host_expert(e: usize, rows: ArrayView2<'_, f64>) -> Array2<f64> {
-    rows.mapv(|v| v.sin() * (e as f64 + 1.0))
+    rows.mapv(|v| v.tanh() * (e as f64 + 1.0))
 }
 
 /// The preset's settings, shrunk to the suite's size, and a number of experts that they accept.
@@ -192,8 +216,8 @@ fn settle(paper: &Paper, preset: &str) -> Result<(Box<dyn RouterConfig>, usize),
     let mut settings = Settings::new();
     settings.insert("preset".into(), preset.into());
     let mut config = paper.router(&settings)?;
-    if config.settings().contains_key("vocab") {
-        settings.insert("vocab".into(), VOCAB.into());
+    if let Some((key, _)) = config.ties().iter().find(|(_, tie)| *tie == Tie::Vocab) {
+        settings.insert((*key).into(), VOCAB.into());
         config = paper.router(&settings)?;
     }
     if let Some(experts) = EXPERTS.into_iter().find(|&e| config.check(e).is_ok()) {
@@ -228,9 +252,19 @@ impl Case {
 
     /// The layer with the stand-in experts: outputs, `[g, t, d]`, and the routing.
     fn layer(&self, x_gtd: &Tensor, phase: Phase) -> Result<(Tensor, Routing), RouteError> {
+        self.layer_under(&self.attention_gmtt, x_gtd, phase)
+    }
+
+    /// The same under this attention, whose rows are cut to the tokens there are and renormalised.
+    fn layer_under(
+        &self,
+        attention_gmtt: &Tensor,
+        x_gtd: &Tensor,
+        phase: Phase,
+    ) -> Result<(Tensor, Routing), RouteError> {
         let previous = self.before.routing(x_gtd.size()[1])?;
         let (_, t, _) = crate::router::axes3(x_gtd);
-        let attention_gmtt = self.attention_gmtt.narrow(2, 0, t).narrow(3, 0, t);
+        let attention_gmtt = attention_gmtt.narrow(2, 0, t).narrow(3, 0, t);
         let attention_gmtt = &attention_gmtt / attention_gmtt.sum_dim_intlist(-1, true, None);
         let token_gt = self.token_gt.narrow(1, 0, t);
         let cx = RouteCx {
@@ -242,9 +276,10 @@ impl Case {
         self.router.forward(x_gtd, &cx, &|x_gtd, plan| plan.apply(x_gtd, expert))
     }
 
-    /// Outputs with the stand-in experts, `[g, t, d]`, at evaluation.
+    /// Outputs with the stand-in experts, `[g, t, d]`, at evaluation, under attention that reads no
+    /// later token.
     fn outputs(&self, x_gtd: &Tensor) -> Result<Tensor, RouteError> {
-        Ok(self.layer(x_gtd, Phase::Eval)?.0)
+        Ok(self.layer_under(&self.attention_gmtt.tril(0), x_gtd, Phase::Eval)?.0)
     }
 
     /// `ask` of the reference with the input of every group; `constants`, where there are any, take
@@ -322,42 +357,9 @@ impl Case {
         self.objective()?.backward();
         let (phase, none) = (Phase::Train { step: 0 }, Constants::new());
         let constants = self.of_reference(phase, &none, |of, input| of.constants(input))?;
-        let x = ("tokens".to_owned(), self.x_gtd.shallow_clone());
-        let params = self.store.entries();
-        let params = params.iter().map(|p| (p.name.clone(), p.tensor.shallow_clone()));
-        let (mut worst, mut count) = (0f64, 0);
-        for (name, tensor) in std::iter::once(x).chain(params).filter(|(_, t)| t.requires_grad()) {
-            let grad = tensor.grad();
-            if !grad.defined() || grad.abs().max().double_value(&[]) == 0.0 {
-                violations.push(format!("no gradient reaches {name}"));
-                continue;
-            }
-            let grad = grad.contiguous().view([-1]);
-            for i in 0..tensor.numel() as i64 {
-                let central = self.central_difference(&tensor, i, &constants)?;
-                worst = worst.max(relative_error(grad.double_value(&[i]), central));
-                count += 1;
-            }
-        }
-        Ok((worst, count))
-    }
-
-    /// By value `i` of `tensor`. The whole tensor is put back each time: a router may rewrite its
-    /// parameters in place when it is asked (X-MoE's rescaled embeddings).
-    fn central_difference(
-        &self,
-        tensor: &Tensor,
-        i: i64,
-        constants: &Constants,
-    ) -> Result<f64, RouteError> {
-        let (mut now, before) = (tensor.detach(), tensor.detach().copy());
-        let mut at = |h: f64| {
-            let _ = now.view([-1]).get(i).g_add_scalar_(h);
-            let objective = self.reference_objective(constants);
-            now.copy_(&before);
-            objective
-        };
-        Ok((at(STEP)? - at(-STEP)?) / (2.0 * STEP))
+        gradient_error(leaves(&self.x_gtd, &self.store), violations, || {
+            self.reference_objective(&constants)
+        })
     }
 
     /// Whether group 0 stays as it is when group 1 changes.
@@ -417,6 +419,60 @@ impl Case {
         }
         Ok(violations)
     }
+}
+
+/// The input and every parameter, by name.
+fn leaves(x: &Tensor, store: &ParamStore) -> Vec<(String, Tensor)> {
+    let x = ("tokens".to_owned(), x.shallow_clone());
+    let params = store.entries();
+    let params = params.iter().map(|p| (p.name.clone(), p.tensor.shallow_clone()));
+    std::iter::once(x).chain(params).filter(|(_, tensor)| tensor.requires_grad()).collect()
+}
+
+/// Whether the last backward pass came to `tensor`.
+fn reached(tensor: &Tensor) -> bool {
+    let grad = tensor.grad();
+    grad.defined() && grad.abs().max().double_value(&[]) != 0.0
+}
+
+/// Worst error of the gradients of `leaves` against central differences of `objective`, and how many
+/// there are.
+fn gradient_error(
+    leaves: Vec<(String, Tensor)>,
+    violations: &mut Vec<String>,
+    objective: impl Fn() -> Result<f64, RouteError>,
+) -> Result<(f64, usize), SuiteError> {
+    let (mut worst, mut count) = (0f64, 0);
+    for (name, tensor) in leaves {
+        if !reached(&tensor) {
+            violations.push(format!("no gradient reaches {name}"));
+            continue;
+        }
+        let grad = tensor.grad().contiguous().view([-1]);
+        for i in 0..tensor.numel() as i64 {
+            let central = central_difference(&tensor, i, &objective)?;
+            worst = worst.max(relative_error(grad.double_value(&[i]), central));
+            count += 1;
+        }
+    }
+    Ok((worst, count))
+}
+
+/// Of `objective` by value `i` of `tensor`. The whole tensor is put back each time: a router may
+/// rewrite its parameters in place when it is asked (X-MoE's rescaled embeddings).
+fn central_difference(
+    tensor: &Tensor,
+    i: i64,
+    objective: impl Fn() -> Result<f64, RouteError>,
+) -> Result<f64, RouteError> {
+    let (mut now, before) = (tensor.detach(), tensor.detach().copy());
+    let mut at = |h: f64| {
+        let _ = now.view([-1]).get(i).g_add_scalar_(h);
+        let value = objective();
+        now.copy_(&before);
+        value
+    };
+    Ok((at(STEP)? - at(-STEP)?) / (2.0 * STEP))
 }
 
 /// Losses carry the same names in the same order, and the mean over groups as their value.

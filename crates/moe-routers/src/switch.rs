@@ -32,7 +32,13 @@ pub const PAPER: Paper = Paper {
     title: "Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient Sparsity",
     authors: "Fedus et al. 2021",
     arxiv: "2101.03961",
-    idea: "Each token visits its single best expert, weighted by the raw softmax; experts have limited room and late tokens pass by.",
+    idea: "Each token visits its single best expert, weighted by that expert's probability.\n\
+        A second expert doubles the computation and the communication.\n\
+        The weight is how the router gets a gradient though only one expert is chosen.\n\
+        Experts have limited room: tokens that come late to a full expert pass it by.\n\
+        Jitter on the router's input and a balance loss spread the tokens.",
+    state: "parameters: router W [e, d]",
+    cost: "at most one expert call; a softmax over e, in training one uniform draw for each of the d inputs",
     equations: &[
         ("(1)-(2)", "Switch::route"),
         ("(3)", "Config::policy"),

@@ -12,7 +12,8 @@
 //!
 //! Numbers in brackets count the steps of the reconstruction. Through the [`Router`](crate::Router)
 //! seam attention comes by head ([`RouteCx::attention_gmtt`](crate::RouteCx)); [`TokenGraph::decide`]
-//! takes cached columns and segments besides.
+//! takes cached columns, segments, head weights and head values besides, which no block hands in:
+//! a recipe that asks for them is refused.
 
 mod config;
 mod measures;
@@ -33,7 +34,12 @@ pub const PAPER: Paper = Paper {
     title: "Improving Routing in Sparse Mixture of Experts with Graph of Tokens",
     authors: "2025",
     arxiv: "2505.00792",
-    idea: "A token's choice of experts is averaged with the choices of tokens that resemble it or that it attends to, which is meant to steady routing.",
+    idea: "A token's choice of experts is averaged with those of tokens it resembles or attends to.\n\
+        Tokens choose independently of each other, and their choices keep changing late in training.\n\
+        The expert still reads the token alone; only the choice and its weights are averaged.\n\
+        Averaging is meant to steady the routes, and with them accuracy and robustness.",
+    state: "parameters: router W [e, d], and a bias [e] if set; with `learn_similarity` also W_s [d, d]; the attention form adds none",
+    cost: "k expert calls; a softmax over e and t e multiply-adds to average over a group of t tokens; the similarity form t d more, and d^2 with W_s",
     equations: &[
         ("(1), (3), (4)", "TokenGraph::decide"),
         ("(2)", "token_graph::graph"),
@@ -41,8 +47,9 @@ pub const PAPER: Paper = Paper {
     ],
     deviations: &[
         "no code was released, so there is no `reference` preset; `paper` = `similarity`, `paper_attention` = `attention`",
-        "not causal unless `causal = true`: in a language model the router sees the future without it",
-        "preset `given` reads its graph where `attention` reads the attention",
+        "the graph is about the tokens of one sequence, so a sequence is a group whatever the recipe says; the balance loss is the mean over sequences",
+        "`similarity` is not causal unless `causal = true`: in a language model the router sees the future without it; `attention` is as causal as the block's attention",
+        "preset `given` reads its graph where `attention` reads the attention; a recipe cannot choose it, since no block hands in a graph, nor `pool = weighted` or `posterior`, which need head weights or values",
         "the balance loss on the mixed choice, weight 0.01, is the common practice of language models, not the paper's",
     ],
     unverified: &[

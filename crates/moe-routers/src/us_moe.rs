@@ -24,8 +24,8 @@ mod shared;
 
 pub use config::{Config, Group, Rounding};
 pub use contest::{
-    Crowd, TensorCrowd, expert_choice, expert_choice_host, select, select_host, token_choice,
-    token_choice_host,
+    Crowd, TensorCrowd, expert_choice, expert_choice_host, select, select_host, select_in_groups,
+    token_choice, token_choice_host,
 };
 pub use shared::Shared;
 
@@ -43,10 +43,16 @@ pub const PAPER: Paper = Paper {
     title: "Sparse Mixture of Experts as Unified Competitive Learning",
     authors: "Do et al. 2025",
     arxiv: "2503.22996",
-    idea: "All pairs of token and expert of a group compete by a blend of a token-side and an expert-side score; the best k per token on average win, so that some tokens get many experts and some none.",
+    idea: "All pairs of token and expert of a group compete by one score; the best k per token on average win.\n\
+        Token choice spends k experts even on an irrelevant token; expert choice drops tokens that matter.\n\
+        The score blends a token-side softmax and an expert-side sigmoid.\n\
+        Some tokens get many experts, some none: computation goes where scores are highest, within a fixed budget.\n\
+        There is no balance loss.",
+    state: "parameters: router W [e, d]",
+    cost: "k expert calls on average, k may be a fraction; e sigmoids, a softmax over e and one selection among the t e pairs of a group",
     equations: &[
         ("(2)-(3)", "scores"),
-        ("(4)", "contest::select"),
+        ("(4)", "contest::select_in_groups"),
         ("(5)", "weights"),
         ("(6)", "TensorPlan::apply"),
         ("(7)", "shared::Shared"),
@@ -137,12 +143,10 @@ struct UsMoe {
 impl Router for UsMoe {
     fn route(&self, x_gtd: &Tensor, cx: &RouteCx<'_>) -> Result<Routing, RouteError> {
         let logits_gte = x_gtd.linear(&self.gate_ed, None::<&Tensor>); // (1)
-        let (g, t, _) = axes3(&logits_gte);
+        let (g, _, _) = axes3(&logits_gte);
         let score_gte = scores(self.config.alpha, &logits_gte);
         let score_te = score_gte.flatten(0, 1);
-        let valid_t = cx.padding_gt.map(|padding_gt| padding_gt.logical_not().flatten(0, 1));
-        let crowd = TensorCrowd::equal(self.config.group, (g, t), valid_t, x_gtd.device());
-        let (mask_te, _) = select(&self.config, &score_te, &crowd);
+        let mask_te = select_in_groups(&self.config, &score_gte, cx.padding_gt).flatten(0, 1);
         let sum_gt1 = score_gte.detach().sum_dim_intlist(-1, true, None);
         Ok(Routing {
             plan: plan(&self.config, &score_te, &mask_te, g),

@@ -19,7 +19,7 @@ mod losses;
 mod placement;
 
 pub use config::{Config, PriorityScore, Rounding};
-pub use losses::{HostLosses, Losses};
+pub use losses::{HostLosses, Losses, gshard};
 pub use placement::Placement;
 
 use crate::config::{Preset, resolve};
@@ -38,7 +38,13 @@ pub const PAPER: Paper = Paper {
     title: "Scaling Vision with Sparse Mixture of Experts",
     authors: "Riquelme et al. 2021",
     arxiv: "2106.05974",
-    idea: "Softmax over noisy logits, then top-k without renormalising; two losses even out gates and loads; batch priority gives scarce room to the tokens the router is surest of.",
+    idea: "Softmax over noisy logits, then top-k; scarce room goes to the tokens that the router is surest of.\n\
+        Images have many tokens that matter little, and each takes an expert's time.\n\
+        Gates are not renormalised, so that they have a gradient even with k = 1.\n\
+        Two losses even out gates (importance) and expected loads.\n\
+        Room by certainty is batch priority, the presets `*_bpr`; the others go by token order.",
+    state: "parameters: router W [e, d]",
+    cost: "at most k expert calls; two softmaxes over e, in training e normal draws and e values of the normal distribution function; with batch priority a sort of the group's tokens",
     equations: &[
         ("(1)-(2)", "Host::route"),
         ("(3)", "Config::slots"),
@@ -76,15 +82,17 @@ impl VMoe {
         (cx.training() && std > 0.0).then(|| clean_gte + cx.normal(NOISE, clean_gte) * std)
     }
 
-    fn aux(&self, clean_gte: &Tensor, noisy_gte: Option<&Tensor>) -> Vec<Aux> {
-        let Losses { importance, load, gshard, .. } =
-            Losses::of(&self.config, clean_gte, noisy_gte);
+    /// The losses that count; `prob_gte` is of the noisy logits.
+    fn aux(&self, clean_gte: &Tensor, noisy_gte: Option<&Tensor>, prob_gte: &Tensor) -> Vec<Aux> {
+        let Losses { importance, load, .. } = Losses::of(&self.config, clean_gte, noisy_gte);
         let weight = self.config.importance_weight;
         let mut aux = vec![Aux { name: "importance", weight, value: importance }];
         let weight = self.config.load_weight;
         aux.extend(load.map(|value| Aux { name: "load", weight, value }));
         let weight = self.config.gshard_weight;
-        aux.extend((weight > 0.0).then_some(Aux { name: "gshard", weight, value: gshard }));
+        if weight > 0.0 {
+            aux.push(Aux { name: "gshard", weight, value: losses::gshard(prob_gte) });
+        }
         aux
     }
 }
@@ -140,7 +148,7 @@ impl Router for VMoe {
         let noisy = self.noisy(&clean_gte, cx);
         let used_gte = noisy.as_ref().unwrap_or(&clean_gte);
         let prob_gte = used_gte.softmax(-1, used_gte.kind()); // (2)
-        let aux = self.aux(&clean_gte, noisy.as_ref());
+        let aux = self.aux(&clean_gte, noisy.as_ref(), &prob_gte);
         let (chosen, plan) = assign(&self.config, &prob_gte, cx.capacity)?;
         Ok(Routing {
             plan,

@@ -14,175 +14,63 @@
 //!     x + sg[q - x]                       (`quantized`, straight through)
 //! y_d = LN(E_i(LN(m))),  i = code mod E, or code / (K / E)         discrete branch       (6)
 //! y = g_0 y_c + g_1 y_d,  or y_d alone (`mode = discrete`)                               (7)
+//! L = L_task + w_vq L_vq + w_b L_b,  L_b = E sum_e f_e P_e / k,  P of softmax(z / tau)      (8)
 //! ```
 //!
-//! The layer calls its experts twice, so it is no router and not in [`crate::PAPERS`]: [`host::layer`] and
-//! [`torch::layer`] take the experts as a closure over (expert, rows). (1)-(2) are `continuous`, (3)-(5)
-//! `quantize`, (6) `discrete`, (7) `layer` of either side.
-//!
-//! Paper and released code differ (presets): `reference` feeds 5 % of the code through a LayerNorm that
-//! serves three times, and has one codebook for all experts; `paper` feeds the code itself and has one
-//! block of codes per expert; `paper_finetune` is its discrete branch alone (the release has no such path).
-//! Unverified: the paper's notation of (7), which losses fine-tuning uses.
-//!
-//! Axis letters: `t` tokens, `d` width, `e` experts, `k` choices, `c` codes.
+//! Axis letters: `g` groups, `t` tokens, `d` width, `e` experts, `k` choices, `c` codes.
 
+mod config;
 pub mod host;
 pub mod torch;
 
-use crate::config::{ConfigError, Preset, check_weight};
-use serde::{Deserialize, Serialize};
+pub use config::{Block, CodeMap, Config, Distance, Input, Mode, Score};
 
-/// What the discrete expert reads (5).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Input {
-    /// Token and code mixed.
-    CodeMix,
-    /// The code, with the token's gradient.
-    Quantized,
-}
+use crate::config::{Preset, resolve};
+use crate::router::{Method, Paper};
 
-/// How far a token is from a code (3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Distance {
-    /// Squared Euclidean.
-    L2,
-    /// One minus the cosine.
-    Cos,
-}
+/// What it is.
+pub const PAPER: Paper = Paper {
+    id: "vq-moe",
+    title: "On the Role of Discrete Representation in Sparse Mixture of Experts",
+    authors: "Do et al. 2024",
+    arxiv: "2411.19402",
+    idea: "A token visits the expert of its nearest code as well as the experts that a router picks.\n\
+        A router that is learned together with its experts routes inconsistently, and representations collapse.\n\
+        A codebook clusters the tokens, and a token's code names its expert without any router.\n\
+        A learned gate of two blends this discrete branch with the routed, continuous one.\n\
+        Fine-tuning may keep the discrete branch alone, which is meant to be cheaper and steadier.",
+    state: "parameters: codebook [codes, d], router W [e, d] with bias [e] or unit embeddings [e, d], branch gate [2, d] and its bias [2], a LayerNorm's weight and bias [d] where `ln_in` or `ln_out` is set; in mode `discrete` codebook, router and branch gate are buffers",
+    cost: "k expert calls for the router and one for the code; codes times d multiply-adds to find the nearest code, 2 d for the branch gate; in mode `discrete` one expert call and no W x",
+    equations: &[
+        ("(1), (2), (8)", "vq_moe::torch::VqMoe::continuous"),
+        ("(3)-(5)", "vq_moe::torch::quantize"),
+        ("(6)", "vq_moe::torch::VqMoe::discrete"),
+        ("(7)", "vq_moe::torch::VqMoe::forward"),
+    ],
+    deviations: &[
+        "`reference` is the release: 5 % of the code through a LayerNorm, one codebook for all experts (expert = code mod E), unit embeddings; `paper` feeds the code itself, has one block of codes per expert and a linear router; `paper_finetune` is its discrete branch alone (the release has no such path)",
+        "the release uses one LayerNorm three times: before and after the discrete expert, as here, and as the norm of the block, which is the model's own here; so is the residual, and a `block` other than `none` is refused (the conformance operation has it)",
+        "the norm's weight starts at 1 (released: normal around 1, deviation .02); experts have no dropout (released: .1, in the continuous branch)",
+        "the release never computes its balance loss, so `reference` has weight 0 (the loss is reported): with k = 1 no loss moves its router, which stays random and orthogonal",
+        "in discrete mode codebook, router and branch gate are buffers under their names of pre-training, so that its weights fit: `moe eval RUN --set router.mode=discrete`. Experts keep the width of pre-training, so that a token uses one of top_k + 1 shares of the active width; `moe train` does not start from another run's weights",
+        "a recipe's capacity acts on the continuous branch; the discrete branch drops nothing. In pre-training loads, gates and dropped tokens are reported of the continuous branch",
+        "the online-clustered codebook is the function `reanchored` alone: after a step a router is told loads, but neither codes nor anchors. No published setting uses it",
+    ],
+    unverified: &[
+        "the paper's notation of (7), its loss weights, its number of codes, and whether it balances (`paper` has the scripts' .08 and .01)",
+        "that fine-tuning has the task loss alone",
+        "initial values of the linear router",
+    ],
+    presets: Config::PRESETS,
+    compared: &["reference", "paper"],
+    control: false,
+    method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
+};
 
-/// Which expert a code belongs to (6).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CodeMap {
-    /// `code mod E`.
-    Mod,
-    /// The codebook is E equal blocks.
-    Block,
-}
-
-impl CodeMap {
-    /// The expert of every code, `[c]`.
-    ///
-    /// # Errors
-    /// Names the codebook if it cannot be cut into equal blocks.
-    pub fn expert_c(self, codes: usize, experts: usize) -> Result<Vec<usize>, ConfigError> {
-        let whole = experts > 0 && codes.is_multiple_of(experts);
-        match self {
-            Self::Mod => Ok((0..codes).map(|code| code % experts).collect()),
-            Self::Block if whole => Ok((0..codes).map(|code| code / (codes / experts)).collect()),
-            Self::Block => {
-                let reason = format!("{codes} codes are not {experts} equal blocks");
-                Err(ConfigError::setting("codebook", reason))
-            }
-        }
-    }
-}
-
-/// How the continuous branch scores experts (2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Score {
-    /// By expert embeddings of length 1.
-    Embedding,
-    /// By a linear map.
-    Linear,
-}
-
-/// Which branches run (7).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// Both.
-    Pretrain,
-    /// The discrete one.
-    Discrete,
-}
-
-/// The residual around the layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Block {
-    /// None.
-    None,
-    /// `LN(x + y)`.
-    Post,
-    /// `x + y(LN x)`.
-    Pre,
-}
-
-/// Settings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// What the discrete expert reads.
-    pub input: Input,
-    /// `lambda` of (5).
-    pub mix_rate: f64,
-    /// Weight of the commitment term (4).
-    pub beta: f64,
-    /// Distance of token and code.
-    pub distance: Distance,
-    /// LayerNorm before the discrete expert.
-    pub ln_in: bool,
-    /// LayerNorm behind it.
-    pub ln_out: bool,
-    /// Expert of a code.
-    pub code_map: CodeMap,
-    /// Score of the continuous branch.
-    pub score: Score,
-    /// Which branches run.
-    pub mode: Mode,
-    /// The residual around the layer.
-    pub block: Block,
-    /// Experts per token in the continuous branch.
-    pub top_k: usize,
-    /// Epsilon of the norm.
-    pub ln_eps: f64,
-    /// Floor of an embedding's length.
-    pub embed_eps: f64,
-}
-
-impl Preset for Config {
-    const PRESETS: &'static [&'static str] = &["reference", "paper", "paper_finetune"];
-
-    fn preset(name: &str) -> Self {
-        let released = name == "reference";
-        Self {
-            input: if released { Input::CodeMix } else { Input::Quantized },
-            mix_rate: 0.05,
-            beta: 0.25,
-            distance: Distance::L2,
-            ln_in: released,
-            ln_out: released,
-            code_map: if released { CodeMap::Mod } else { CodeMap::Block },
-            score: if released { Score::Embedding } else { Score::Linear },
-            mode: if name == "paper_finetune" { Mode::Discrete } else { Mode::Pretrain },
-            block: Block::None,
-            top_k: 1,
-            ln_eps: 1e-5,
-            embed_eps: 1e-4,
-        }
-    }
-}
-
-impl Config {
-    /// Refuses values outside their range.
-    ///
-    /// # Errors
-    /// Names the key, the value and the range.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        if !(0.0..=1.0).contains(&self.mix_rate) {
-            let reason = format!("{} is outside 0..=1", self.mix_rate);
-            return Err(ConfigError::setting("mix_rate", reason));
-        }
-        check_weight("beta", self.beta)?;
-        check_weight("ln_eps", self.ln_eps)?;
-        check_weight("embed_eps", self.embed_eps)
-    }
-}
+/// Under which name the reference takes `sg[x]`, `[t, d]`.
+pub const FIXED_TOKENS: &str = "fixed tokens";
+/// Under which name the reference takes `sg[q]`, `[t, d]`.
+pub const FIXED_CODES: &str = "fixed codes";
 
 /// Shortest length that a cosine divides by.
 const COS_FLOOR: f64 = 1e-12;

@@ -39,7 +39,12 @@ pub const PAPER: Paper = Paper {
     title: "On the Representation Collapse of Sparse Mixture of Experts",
     authors: "Chi et al. 2022",
     arxiv: "2204.09179",
-    idea: "Tokens and expert embeddings meet on a low-dimensional hypersphere with a learned temperature, so that routing no longer pulls hidden states towards the expert embeddings.",
+    idea: "Tokens and expert embeddings are compared by their cosine in few dimensions, under a learned temperature.\n\
+        Dot-product routing pulls hidden states into the space that the e expert embeddings span: representation collapse.\n\
+        The temperature makes the gate sharper or softer; it does not change the choice.\n\
+        Routing is meant to leave hidden states more of their own dimensions.",
+    state: "parameters: projection [p, d], expert embeddings [e, p], temperature [1] (not in `reference*`), bias [p] in `tutel`; p = e/2 unless `width` sets it",
+    cost: "k expert calls; (d + e) p multiply-adds in the place of W x; two softmaxes over e, one of them for the loss",
     equations: &[
         ("(5)-(6)", "XMoe::scores"),
         ("(7)-(8)", "gate::choose"),

@@ -60,6 +60,22 @@ pub fn wants_graph(inputs: &[&Tensor]) -> bool {
     unsafe { ffi::moe_wants_graph(inputs.as_ptr(), inputs.len()) }
 }
 
+/// The gradient that a leaf of the graph collects; zeros from now on if it had none.
+///
+/// A step that adds to it in place adds in the same order whether it is the first of a run or not,
+/// and so gives the same bits.
+///
+/// # Errors
+/// In libtorch's words.
+pub fn own_grad(leaf: &Tensor) -> Result<Tensor, ShimError> {
+    let mut grad = std::ptr::null_mut();
+    // SAFETY: the leaf outlives the call.
+    let error = unsafe { ffi::moe_own_grad(leaf.as_ptr().cast_mut(), &raw mut grad) };
+    ShimError::check(error)?;
+    // SAFETY: without an error `grad` is a new handle that nobody else owns.
+    Ok(unsafe { Tensor::from_ptr(grad) })
+}
+
 /// Called by the C++ side with the state of [`attach`].
 ///
 /// # Safety
@@ -154,6 +170,15 @@ mod tests {
         product(&y, &frozen).backward();
         assert_eq!(y.grad().double_value(&[0]), 7.0);
         assert!(!frozen.grad().defined());
+    }
+
+    #[test]
+    fn a_leafs_own_gradient_is_the_one_that_collects() {
+        let x = leaf(&[3.0]);
+        let mut grad = own_grad(&x).unwrap();
+        let _ = grad.g_add_scalar_(2.0);
+        product(&x, &x).backward();
+        assert_eq!((own_grad(&x).unwrap().double_value(&[0]), grad.double_value(&[0])), (8.0, 8.0));
     }
 
     #[test]

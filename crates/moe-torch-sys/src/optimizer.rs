@@ -117,7 +117,9 @@ mod tests {
             v: vec![&v],
             steps: vec![&step],
         };
+        let version = p.internal_version();
         SETTINGS.step(&group, Some(&scale)).unwrap();
+        assert!(p.internal_version() > version, "who keeps packed weights must notice");
         let close = |t: &Tensor, want: f64| (t.double_value(&[0]) - want).abs() < 1e-6;
         assert!(close(&p, 1.8) && close(&m, 0.2) && close(&v, 0.04), "{p} {m} {v}");
         assert!((p.double_value(&[1]) + 1.8).abs() < 1e-6);

@@ -3,6 +3,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -106,6 +107,14 @@ bool moe_wants_graph(Tensor *const *inputs, size_t count) {
   return false;
 }
 
+// The leaf's own gradient, zeros if it had none; the caller owns the handle.
+char *moe_own_grad(Tensor *leaf, Tensor **grad) {
+  return guarded([&] {
+    if (!leaf->grad().defined()) leaf->mutable_grad() = at::zeros_like(leaf->detach());
+    *grad = new Tensor(leaf->grad());
+  });
+}
+
 // `output`, computed from `inputs` without a graph, as a step of the graph. Takes `state` in any case.
 char *moe_attach(Tensor *output, Tensor *const *inputs, size_t count, moe_backward backward,
                  moe_drop drop, void *state, Tensor **attached) {
@@ -132,6 +141,9 @@ char *moe_fused_adamw(Tensor *const *params, Tensor *const *grads, Tensor *const
     if (grad_scale != nullptr) scale = *grad_scale;
     at::_fused_adamw_(p, g, a, b, {}, s, lr, beta1, beta2, weight_decay, eps, false, false, scale,
                       std::nullopt);
+    // The kernel writes behind the back of version counters; whoever keeps a copy reads them.
+    for (auto *written : {&p, &a, &b})
+      for (auto &tensor : *written) tensor.unsafeGetTensorImpl()->bump_version();
   });
 }
 

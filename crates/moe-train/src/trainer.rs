@@ -6,15 +6,14 @@ use crate::evaluate::{EvalPlan, EvalReport, evaluate, to_device};
 use crate::schedule::{Decay, Schedule};
 use moe_core::RouteError;
 use moe_data::{DataError, Split, TokenStream};
-use moe_models::lm::cross_entropy;
-use moe_models::{DecoderLm, Output};
+use moe_models::{DecoderLm, LayerTrace};
 use moe_routers::{ParamStore, Phase, RouteCx, SeededNoise};
 use moe_torch_sys::ShimError;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// How to train.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -215,20 +214,21 @@ impl Trainer {
         let batch = self.data.train_batch(self.seed, step, batch, sequence)?;
         let (x_bt, y_bt) = to_device(&batch, self.device);
         let noise = SeededNoise::train(self.seed, step);
-        let output = self.model.forward(&x_bt, &RouteCx::new(Phase::Train { step }, &noise));
-        let output = output.map_err(|error| refused(step, error))?;
-        let task = cross_entropy(&output.logits_btv, &y_bt);
+        let cx = RouteCx::new(Phase::Train { step }, &noise);
+        let (task, traces) =
+            self.model.loss(&x_bt, &y_bt, &cx).map_err(|error| refused(step, error))?;
         let loss = finite(step, "the loss", task.double_value(&[]))?;
 
         self.store.zero_grad();
-        (task + weighted_aux(&output)).backward();
+        let objective = weighted_aux(&traces).map_or(task.shallow_clone(), |aux| task + aux);
+        objective.backward();
         let limit = if clip > 0.0 { clip } else { f64::INFINITY };
         let grad_norm = finite(step, "the norm of the gradient", grad_norm(&self.store))?;
         let lr = self.config.schedule().at(step);
         self.optimizer.step(lr, clip_factor(grad_norm, limit))?;
-        self.model.after_step(&output.traces);
+        self.model.after_step(&traces);
         self.step += 1;
-        let aux = aux_values(&output);
+        let aux = aux_values(&traces);
         Ok(StepReport {
             step: self.step,
             loss,
@@ -270,6 +270,18 @@ impl Trainer {
         Ok(state)
     }
 
+    /// Takes the weights and buffers of the checkpoint in `dir`, and nothing of the optimiser: for
+    /// evaluation, also by a rule that has frozen some of what the checkpoint's rule learned.
+    ///
+    /// # Errors
+    /// As [`Self::resume`].
+    pub fn load_weights(&mut self, dir: &Path) -> Result<State, CheckpointError> {
+        let state = checkpoint::load_model(dir, &named(&self.store))?;
+        self.step = state.step;
+        self.seed = state.seed;
+        Ok(state)
+    }
+
     fn contents(&self) -> Contents {
         Contents { model: named(&self.store), optimizer: self.optimizer.state() }
     }
@@ -293,14 +305,14 @@ fn refused(step: u64, error: RouteError) -> TrainError {
 }
 
 /// What routers add to the objective.
-fn weighted_aux(output: &Output) -> Tensor {
-    let zero = Tensor::zeros([], (Kind::Float, output.logits_btv.device()));
-    let all = output.traces.iter().flat_map(|trace| &trace.routing.aux);
-    all.fold(zero, |sum, aux| sum + &aux.value * aux.weight)
+fn weighted_aux(traces: &[LayerTrace]) -> Option<Tensor> {
+    let all = traces.iter().flat_map(|trace| &trace.routing.aux);
+    let all = all.filter(|aux| aux.weight != 0.0); // the others are only reported
+    all.map(|aux| &aux.value * aux.weight).reduce(|sum, aux| sum + aux)
 }
 
-fn aux_values(output: &Output) -> Vec<(String, f64)> {
-    let layers = output.traces.iter();
+fn aux_values(traces: &[LayerTrace]) -> Vec<(String, f64)> {
+    let layers = traces.iter();
     let named =
         layers.flat_map(|trace| {
             trace.routing.aux.iter().map(|aux| {

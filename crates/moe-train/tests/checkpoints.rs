@@ -2,7 +2,7 @@
 
 use moe_data::{Corpus, TokenStream, TokenizerSpec};
 use moe_models::{DecoderLm, LmConfig, Rules};
-use moe_routers::{ParamStore, Settings, router_config, routers};
+use moe_routers::{ParamStore, Settings, residual, residual_config, router_config, routers};
 use moe_train::{CheckpointError, TrainConfig, Trainer, checkpoint};
 use std::fs;
 use std::path::Path;
@@ -15,10 +15,12 @@ fn data() -> Arc<TokenStream> {
     Arc::new(TokenStream::new(&corpus, &TokenizerSpec::Byte).unwrap())
 }
 
-fn trainer_with(router: &str, width: i64) -> Trainer {
+fn trainer_with(router: &str, residual: &str, width: i64) -> Trainer {
     let model = LmConfig {
         width,
         layers: 2,
+        // Residuals want two sparse layers.
+        moe_every: if residual == "plain" { 2 } else { 1 },
         heads: 2,
         context: 8,
         experts: 4,
@@ -29,12 +31,14 @@ fn trainer_with(router: &str, width: i64) -> Trainer {
         TrainConfig { steps: 8, batch: 2, sequence: 8, warmup: 2, ..TrainConfig::default() };
     let store = ParamStore::new(5, Device::Cpu, Kind::Float);
     let router = router_config(router, &Settings::new()).unwrap();
-    let model = DecoderLm::new(&store, &model, &Rules::new(router.as_ref()), 256).unwrap();
+    let residual = residual_config(residual, &Settings::new()).unwrap();
+    let rules = Rules { residual: residual.as_ref(), ..Rules::new(router.as_ref()) };
+    let model = DecoderLm::new(&store, &model, &rules, 256).unwrap();
     Trainer::new(model, store, data(), train, (5, Device::Cpu))
 }
 
 fn trainer(router: &str) -> Trainer {
-    trainer_with(router, 8)
+    trainer_with(router, "plain", 8)
 }
 
 fn train(trainer: &mut Trainer, steps: usize) {
@@ -45,26 +49,35 @@ fn model_file(checkpoints: &Path, step: u64) -> Vec<u8> {
     fs::read(checkpoint::directory(checkpoints, step).join("model.safetensors")).unwrap()
 }
 
+/// Four steps at once, and two and two with a checkpoint between them: the same weights.
+fn resumes_to_the_same_bytes(router: &str, residual: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let fresh = || trainer_with(router, residual, 8);
+    let mut straight = fresh();
+    train(&mut straight, 4);
+    straight.save(&dir.path().join("straight")).unwrap();
+
+    let halves = dir.path().join("halves");
+    let mut first = fresh();
+    train(&mut first, 2);
+    first.save(&halves).unwrap();
+    let mut second = fresh();
+    second.resume(&checkpoint::latest(&halves).unwrap().unwrap()).unwrap();
+    assert_eq!(second.steps_taken(), 2);
+    train(&mut second, 2);
+    second.save(&halves).unwrap();
+    let same = model_file(&dir.path().join("straight"), 4) == model_file(&halves, 4);
+    assert!(same, "{router}+{residual}: resuming changed the weights");
+}
+
 #[test]
 fn resuming_gives_the_same_bytes_for_every_router() {
-    for paper in routers() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut straight = trainer(paper.id);
-        train(&mut straight, 4);
-        straight.save(&dir.path().join("straight")).unwrap();
+    routers().for_each(|paper| resumes_to_the_same_bytes(paper.id, "plain"));
+}
 
-        let halves = dir.path().join("halves");
-        let mut first = trainer(paper.id);
-        train(&mut first, 2);
-        first.save(&halves).unwrap();
-        let mut second = trainer(paper.id);
-        second.resume(&checkpoint::latest(&halves).unwrap().unwrap()).unwrap();
-        assert_eq!(second.steps_taken(), 2);
-        train(&mut second, 2);
-        second.save(&halves).unwrap();
-        let same = model_file(&dir.path().join("straight"), 4) == model_file(&halves, 4);
-        assert!(same, "{}: resuming changed the weights", paper.id);
-    }
+#[test]
+fn resuming_gives_the_same_bytes_for_every_residual() {
+    residual::names().into_iter().for_each(|name| resumes_to_the_same_bytes("smoe", name));
 }
 
 /// A saved checkpoint of one step, its directory, and a trainer that could resume from it.
@@ -119,7 +132,7 @@ fn another_model_is_refused_with_a_list_of_differences() {
     let error = trainer("x-moe").resume(&step).unwrap_err().to_string();
     assert!(error.contains("missing tensor layers.1.router.proj"), "{error}");
     assert!(error.contains("unexpected tensor layers.1.router.gate"), "{error}");
-    let error = trainer_with("smoe", 16).resume(&step).unwrap_err().to_string();
+    let error = trainer_with("smoe", "plain", 16).resume(&step).unwrap_err().to_string();
     assert!(error.contains("embedding is F32 [256, 8], expected F32 [256, 16]"), "{error}");
 }
 

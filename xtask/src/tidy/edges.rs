@@ -7,10 +7,10 @@ use super::tree::{Source, Tree};
 const EDGES: [(&str, &[&str]); 11] = [
     ("moe-core", &[]),
     ("moe-data", &["moe-core"]),
-    ("moe-torch-sys", &[]),
     ("moe-kernels", &[]),
+    ("moe-torch-sys", &["moe-kernels"]),
     ("moe-routers", &["moe-core"]),
-    ("moe-models", &["moe-core", "moe-routers", "moe-torch-sys"]),
+    ("moe-models", &["moe-core", "moe-kernels", "moe-routers", "moe-torch-sys"]),
     ("moe-conform", &["moe-core", "moe-routers"]),
     ("moe-train", &["moe-core", "moe-data", "moe-routers", "moe-models", "moe-torch-sys"]),
     (

@@ -13,8 +13,8 @@ use super::experts::{HostBank, TorchBank};
 use crate::args::{Args, expect_shape};
 use crate::op::{Op, OpError, Outputs};
 use moe_routers::config::{Preset, resolve};
-use moe_routers::momentum::{self, Config, Robust};
-use moe_routers::{Settings, smoe};
+use moe_routers::momentum::{self, Config, NormPlace, Robust};
+use moe_routers::{ConfigError, Settings, smoe};
 use ndarray::{Array2, Array3};
 use tch::{Device, Tensor};
 
@@ -100,10 +100,15 @@ fn spectral_radius(args: &Args<'_>) -> Result<Outputs, OpError> {
 
 /// The rule's settings, checked.
 fn rule(args: &Args<'_>) -> Result<Config, OpError> {
-    let settings: Settings =
+    let mut settings: Settings =
         args.settings().filter(|(key, _)| !OWN.contains(&key.as_str())).collect();
+    settings.entry("preset").or_insert("reference".into());
     let config: Config = resolve(&settings)?;
-    config.check()?;
+    config.check_values()?;
+    if config.norm == NormPlace::Model {
+        let reason = "`model` is for layers of a model; expected none, post, pre or vmoe";
+        return Err(ConfigError::setting("norm", reason).into());
+    }
     Ok(config)
 }
 

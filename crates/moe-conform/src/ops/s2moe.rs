@@ -1,12 +1,13 @@
 //! S2MoE: augmentation, InfoNCE, balance, layer, saving (`moe_routers::s2_moe`).
 
-use super::dense_forms;
 use super::experts::{HostBank, TorchBank};
+use super::{Given, dense_forms};
 use crate::args::{Args, expect_shape};
 use crate::op::{Op, OpError, Outputs};
-use moe_routers::Settings;
+use moe_core::{HostInput, HostRouting, Reference};
 use moe_routers::config::{check_positive, check_weight, resolve};
 use moe_routers::s2_moe::{self as torch, Balance, Config, reference};
+use moe_routers::{Phase, RouteCx, Router, RouterConfig, Routing, Settings, TensorPlan};
 use ndarray::{Array1, Array2, Axis};
 use tch::Tensor;
 
@@ -127,6 +128,7 @@ fn perturbation(
         sequence_t: sequences(args, shape.0)?,
         in_weight_d: affine("in_weight")?,
         in_bias_d: affine("in_bias")?,
+        held: None,
     })
 }
 
@@ -144,11 +146,11 @@ fn sequences(args: &Args<'_>, tokens: usize) -> Result<Option<Vec<usize>>, OpErr
     Ok(Some(id_t.iter().map(number).collect()))
 }
 
-/// The tensors of a [`torch::Perturbation`], which borrows them.
+/// The tensors of a [`torch::Perturbation`] of one group, which borrows them.
 struct Drawn {
-    eps1_td: Option<Tensor>,
-    eps2_td: Option<Tensor>,
-    sequence_t: Option<Tensor>,
+    eps1_gtd: Option<Tensor>,
+    eps2_gtd: Option<Tensor>,
+    sequence_gt: Option<Tensor>,
     in_weight_d: Option<Tensor>,
     in_bias_d: Option<Tensor>,
 }
@@ -157,12 +159,15 @@ impl Drawn {
     fn read(args: &Args<'_>, shape: (usize, usize)) -> Result<Self, OpError> {
         let host = perturbation(args, shape)?;
         let number = |sequence_t: Vec<usize>| {
-            Tensor::from_slice(&sequence_t.iter().map(|&q| q as i64).collect::<Vec<_>>())
+            let id_t: Vec<i64> = sequence_t.iter().map(|&q| q as i64).collect();
+            Tensor::from_slice(&id_t).unsqueeze(0)
         };
+        let draw =
+            |name| Ok::<_, OpError>(args.torch_optional(name)?.map(|eps_td| eps_td.unsqueeze(0)));
         Ok(Self {
-            eps1_td: args.torch_optional("eps1")?,
-            eps2_td: args.torch_optional("eps2")?,
-            sequence_t: host.sequence_t.map(number),
+            eps1_gtd: draw("eps1")?,
+            eps2_gtd: draw("eps2")?,
+            sequence_gt: host.sequence_t.map(number),
             in_weight_d: args.torch_optional("in_weight")?,
             in_bias_d: args.torch_optional("in_bias")?,
         })
@@ -170,9 +175,9 @@ impl Drawn {
 
     fn given(&self) -> torch::Perturbation<'_> {
         torch::Perturbation {
-            eps1_td: self.eps1_td.as_ref(),
-            eps2_td: self.eps2_td.as_ref(),
-            sequence_t: self.sequence_t.as_ref(),
+            eps1_gtd: self.eps1_gtd.as_ref(),
+            eps2_gtd: self.eps2_gtd.as_ref(),
+            sequence_gt: self.sequence_gt.as_ref(),
             in_weight_d: self.in_weight_d.as_ref(),
             in_bias_d: self.in_bias_d.as_ref(),
         }
@@ -183,7 +188,7 @@ fn augment_reference(args: &Args<'_>) -> Result<Outputs, OpError> {
     let x_td = args.matrix("x")?;
     let config = config(args, &[])?;
     config.check_noise()?;
-    let found = reference::augment(&config, x_td.view(), &perturbation(args, x_td.dim())?);
+    let found = reference::augment(&config, x_td.view(), &perturbation(args, x_td.dim())?, None);
     Ok(vec![
         ("augmented", found.x_td.into()),
         ("mean", found.mean_td.into()),
@@ -196,11 +201,11 @@ fn augment_torch(args: &Args<'_>) -> Result<Outputs, OpError> {
     let config = config(args, &[])?;
     config.check_noise()?;
     let drawn = Drawn::read(args, shape)?;
-    let found = torch::augment(&config, &args.torch("x")?, &drawn.given());
+    let found = torch::augment(&config, &args.torch("x")?.unsqueeze(0), &drawn.given(), None);
     Ok(vec![
-        ("augmented", found.x_td.into()),
-        ("mean", found.mean_td.into()),
-        ("std", found.std_td.into()),
+        ("augmented", found.x_gtd.get(0).into()),
+        ("mean", found.mean_gtd.get(0).into()),
+        ("std", found.std_gtd.get(0).into()),
     ])
 }
 
@@ -223,7 +228,8 @@ fn infonce_reference(args: &Args<'_>) -> Result<Outputs, OpError> {
 
 fn infonce_torch(args: &Args<'_>) -> Result<Outputs, OpError> {
     let (_, _, tau, symmetric) = contrast(args)?;
-    let loss_t = torch::info_nce(&args.torch("a")?, &args.torch("b")?, tau, symmetric);
+    let (a_gtd, b_gtd) = (args.torch("a")?.unsqueeze(0), args.torch("b")?.unsqueeze(0));
+    let loss_t = torch::info_nce((&a_gtd, &b_gtd), (tau, symmetric), None).get(0);
     Ok(vec![("loss", loss_t.mean(None).into()), ("per_token", loss_t.into())])
 }
 
@@ -247,27 +253,27 @@ fn balanced(args: &Args<'_>) -> Result<Balanced, OpError> {
 
 fn balance_reference(args: &Args<'_>) -> Result<Outputs, OpError> {
     let (form, logits_te, expert_tk) = balanced(args)?;
-    let loss =
-        reference::balance(form, logits_te.view(), expert_tk.as_ref().map(|expert| expert.view()));
+    let expert_tk = expert_tk.as_ref().map(|expert_tk| expert_tk.view());
+    let loss = reference::balance(form, logits_te.view(), expert_tk, None);
     Ok(vec![("loss", loss.into())])
 }
 
 fn balance_torch(args: &Args<'_>) -> Result<Outputs, OpError> {
     let (form, _, expert_tk) = balanced(args)?;
     let whole = |expert_tk: Array2<usize>| {
-        super::tensor(&expert_tk.mapv(|e| e as f64).into_dyn()).to_kind(tch::Kind::Int64)
+        let expert_tk = super::tensor(&expert_tk.mapv(|e| e as f64).into_dyn());
+        expert_tk.to_kind(tch::Kind::Int64).unsqueeze(0)
     };
-    let expert_tk = expert_tk.map(whole);
-    let loss = torch::balance(form, &args.torch("logits")?, expert_tk.as_ref());
+    let (logits_gte, expert_gtk) = (args.torch("logits")?.unsqueeze(0), expert_tk.map(whole));
+    let loss = torch::balance(form, &logits_gte, expert_gtk.as_ref(), None);
     Ok(vec![("loss", loss.into())])
 }
 
 /// What both sides of the layer check first.
 struct Input {
-    config: Config,
     train: bool,
     x_td: Array2<f64>,
-    params: reference::Params,
+    host: reference::HostS2Moe,
     bank: HostBank,
 }
 
@@ -276,98 +282,116 @@ impl Input {
         let (x_td, router_ed) = (args.matrix("x")?, args.matrix("router")?);
         let (experts, width) = (router_ed.nrows(), x_td.ncols());
         expect_shape("router", router_ed.shape(), &[experts, width])?;
-        args.top_k(1, experts)?;
-        let config = config(args, &["mode"])?;
-        config.check(experts).map_err(OpError::from)?;
+        let top_k = args.top_k(1, experts)?;
+        let config = Config { top_k, ..config(args, &["mode"])? };
+        config.check(experts)?;
         let train = args.word("mode", "train", &["train", "infer"])? == "train";
         let bias_e = args.optional("bias", Args::vector)?;
         let bias_e = bias_e.unwrap_or_else(|| Array1::zeros(experts));
         expect_shape("bias", bias_e.shape(), &[experts])?;
-        let gate_w_d = if train { args.vector("gate_w")? } else { Array1::zeros(width) };
-        expect_shape("gate_w", gate_w_d.shape(), &[width])?;
-        let gate_b = args.optional("gate_b", Args::scalar)?.filter(|_| train).unwrap_or(0.0);
+        let blend_d = if train { args.vector("gate_w")? } else { Array1::zeros(width) };
+        expect_shape("gate_w", blend_d.shape(), &[width])?;
+        let blend_bias = args.optional("gate_b", Args::scalar)?.filter(|_| train).unwrap_or(0.0);
         let bank = HostBank::read(args, experts, width)?;
-        let params = reference::Params { router_ed, bias_e, gate_w_d, gate_b };
-        Ok(Self { config, train, x_td, params, bank })
+        let host = reference::HostS2Moe { router_ed, bias_e, blend_d, blend_bias, config };
+        Ok(Self { train, x_td, host, bank })
+    }
+
+    /// The trainable router; inference has no blend gate.
+    fn router(&self, args: &Args<'_>) -> Result<torch::S2Moe, OpError> {
+        let x_td = args.torch("x")?;
+        let gate_w_d = args.torch_optional("gate_w")?.filter(|_| self.train);
+        let gate_b = args.torch_optional("gate_b")?.filter(|_| self.train);
+        let zero = |width| Tensor::zeros([width], (x_td.kind(), x_td.device()));
+        Ok(torch::S2Moe {
+            router_ed: args.torch("router")?,
+            bias_e: args.torch_optional("bias")?,
+            blend_1d: gate_w_d.unwrap_or_else(|| zero(x_td.size()[1])).unsqueeze(0),
+            blend_bias_1: gate_b.unwrap_or_else(|| zero(1)).reshape([1]),
+            config: self.host.config.clone(),
+        })
     }
 }
 
 fn layer_reference(args: &Args<'_>) -> Result<Outputs, OpError> {
-    let Input { config, train, x_td, params, bank } = Input::read(args)?;
+    let Input { train, x_td, host, bank } = Input::read(args)?;
     let expert = |e: usize, rows: ndarray::ArrayView2<'_, f64>| bank.expert(e, rows);
+    let input = HostInput::new(x_td.view()).train(train);
     if !train {
-        let pass = reference::infer(&config, &params, x_td.view(), expert)?;
-        let mut outputs = host_pass(&pass);
-        outputs.push(("y", pass.y_td.into()));
+        let (y_td, routing) = host.layer(&input, &expert)?;
+        let mut outputs = host_routing(&routing);
+        outputs.push(("y", y_td.into()));
         return Ok(outputs);
     }
-    let given = perturbation(args, x_td.dim())?;
-    let found = reference::layer(&config, &params, x_td.view(), &given, expert)?;
-    let mut outputs = host_pass(&found.clean);
+    let found = host.passes(&input, &perturbation(args, x_td.dim())?, &expert)?;
+    let nce = host.uncertainty(&input, &found);
+    let balance = found.routing.aux("balance").expect("a training step balances");
+    let mut outputs = host_routing(&found.routing);
     outputs.extend([
         ("y", found.y_td.into()),
-        ("y_clean", found.clean.y_td.into()),
+        ("y_clean", found.clean_td.into()),
         ("y_noisy", found.noisy_td.into()),
         ("augmented", found.augmented.x_td.into()),
         ("blend", found.blend_t.into()),
         ("indices_noisy", found.noisy_expert_tk.mapv(|e| e as f64).into()),
-        ("loss_nce", found.nce.into()),
-        ("loss_balance", found.balance.into()),
-        ("aux", found.aux.into()),
+        ("loss_nce", nce.into()),
+        ("loss_balance", balance.into()),
+        ("aux", (balance * host.config.alpha + nce * host.config.beta).into()),
     ]);
     Ok(outputs)
 }
 
-fn host_pass(pass: &reference::Pass) -> Outputs {
+fn host_routing(routing: &HostRouting) -> Outputs {
+    let chosen = routing.chosen.as_ref().expect("tokens choose");
     vec![
-        ("logits", pass.logits_te.clone().into()),
-        ("indices", pass.choices.expert_tk.mapv(|e| e as f64).into()),
-        ("gates", pass.choices.gate_tk.clone().into()),
-        ("mask", pass.plan.mask_te().into()),
-        ("combine", pass.plan.combine_te().into()),
+        ("logits", routing.logits_te.clone().into()),
+        ("indices", chosen.choices.expert_tk.mapv(|e| e as f64).into()),
+        ("gates", chosen.choices.gate_tk.clone().into()),
+        ("mask", routing.plan.mask_te().into()),
+        ("combine", routing.plan.combine_te().into()),
     ]
 }
 
 fn layer_torch(args: &Args<'_>) -> Result<Outputs, OpError> {
-    let Input { config, train, x_td, params, .. } = Input::read(args)?;
-    let bank = TorchBank::read(args, params.router_ed.nrows(), x_td.len_of(Axis(1)))?;
-    let scalar: &[i64] = &[];
-    let params = torch::Params {
-        router_ed: args.torch("router")?,
-        bias_e: args.torch_optional("bias")?,
-        gate_w_d: args.torch_optional("gate_w")?,
-        gate_b: args.torch_optional("gate_b")?.map(|gate_b| gate_b.reshape(scalar)),
-    };
-    let expert = |e: usize, rows: &Tensor| bank.expert(e, rows);
-    if !train {
-        let pass = torch::infer(&config, &params, &args.torch("x")?, expert);
-        let mut outputs = torch_pass(&pass);
-        outputs.push(("y", pass.y_td.into()));
+    let input = Input::read(args)?;
+    let bank = TorchBank::read(args, input.host.router_ed.nrows(), input.x_td.len_of(Axis(1)))?;
+    let (router, x_gtd) = (input.router(args)?, args.torch("x")?.unsqueeze(0));
+    let execute = |x_gtd: &Tensor, plan: &TensorPlan| bank.apply(plan, x_gtd);
+    let (phase, noise) =
+        (if input.train { Phase::Train { step: 0 } } else { Phase::Eval }, Given::default());
+    let cx = RouteCx::new(phase, &noise);
+    if !input.train {
+        let (y_gtd, routing) = router.layer(&x_gtd, &cx, &execute)?;
+        let mut outputs = torch_routing(&routing);
+        outputs.push(("y", y_gtd.get(0).into()));
         return Ok(outputs);
     }
-    let drawn = Drawn::read(args, x_td.dim())?;
-    let found = torch::layer(&config, &params, &args.torch("x")?, &drawn.given(), expert);
-    let mut outputs = torch_pass(&found.clean);
+    let drawn = Drawn::read(args, input.x_td.dim())?;
+    let found = router.passes(&x_gtd, &cx, &drawn.given(), &execute)?;
+    let nce = router.uncertainty(&x_gtd, &found, None);
+    let balance = found.routing.aux[0].value.shallow_clone();
+    let mut outputs = torch_routing(&found.routing);
     outputs.extend([
-        ("y", found.y_td.into()),
-        ("y_clean", found.clean.y_td.into()),
-        ("y_noisy", found.noisy_td.into()),
-        ("augmented", found.augmented.x_td.into()),
-        ("blend", found.blend_t.into()),
-        ("indices_noisy", found.noisy_expert_tk.into()),
-        ("loss_nce", found.nce.into()),
-        ("loss_balance", found.balance.into()),
-        ("aux", found.aux.into()),
+        ("y", found.y_gtd.get(0).into()),
+        ("y_clean", found.clean_gtd.get(0).into()),
+        ("y_noisy", found.noisy_gtd.get(0).into()),
+        ("augmented", found.augmented.x_gtd.get(0).into()),
+        ("blend", found.blend_gt1.view([-1]).into()),
+        ("indices_noisy", found.noisy_expert_gtk.get(0).into()),
+        ("aux", (&balance * router.config.alpha + &nce * router.config.beta).into()),
+        ("loss_nce", nce.into()),
+        ("loss_balance", balance.into()),
     ]);
     Ok(outputs)
 }
 
-fn torch_pass(pass: &torch::Pass) -> Outputs {
-    let (mask_te, combine_te) = dense_forms(&pass.plan, pass.logits_te.size()[1]);
+fn torch_routing(routing: &Routing) -> Outputs {
+    let (mask_te, combine_te) = dense_forms(&routing.plan, routing.logits_gte.size()[2]);
+    let chosen = routing.chosen.as_ref().expect("tokens choose");
     vec![
-        ("logits", pass.logits_te.shallow_clone().into()),
-        ("indices", pass.choices.expert_gtk.squeeze_dim(0).into()),
-        ("gates", pass.choices.gate_gtk.squeeze_dim(0).into()),
+        ("logits", routing.logits_gte.get(0).into()),
+        ("indices", chosen.choices.expert_gtk.get(0).into()),
+        ("gates", chosen.choices.gate_gtk.get(0).into()),
         ("mask", mask_te.into()),
         ("combine", combine_te.into()),
     ]

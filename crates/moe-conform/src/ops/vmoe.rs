@@ -370,11 +370,13 @@ fn losses_reference(args: &Args<'_>) -> Result<Outputs, OpError> {
 fn losses_torch(args: &Args<'_>) -> Result<Outputs, OpError> {
     let Balance { config, clean, noisy } = Balance::read(args)?;
     let losses = Losses::of(&config, &clean, noisy.as_ref());
-    let mut outputs: Outputs = vec![("total", losses.total(&config).into())];
+    let used = noisy.as_ref().unwrap_or(&clean);
+    let gshard = v_moe::gshard(&used.softmax(-1, used.kind()));
+    let mut outputs: Outputs = vec![("total", losses.total(&config, &gshard).into())];
     outputs.extend(losses.load_ge.map(|load| ("load", load.into())));
     let zero = || losses.importance.zeros_like();
     outputs.push(("l_load", losses.load.unwrap_or_else(zero).into()));
-    outputs.push(("l_gshard", losses.gshard.into()));
+    outputs.push(("l_gshard", gshard.into()));
     outputs.push(("importance", losses.importance_ge.into()));
     outputs.push(("l_importance", losses.importance.into()));
     Ok(outputs)

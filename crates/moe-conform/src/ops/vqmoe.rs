@@ -102,7 +102,7 @@ pub const OPS: &[Op] = &[
 fn config(args: &Args<'_>) -> Result<Config, OpError> {
     let settings: Settings = args.settings().filter(|(key, _)| key != "num_experts").collect();
     let config: Config = resolve(&settings)?;
-    config.check()?;
+    config.check_values()?;
     Ok(config)
 }
 
@@ -130,6 +130,7 @@ struct Layer {
     experts: usize,
     width: usize,
     router: Option<&'static str>,
+    expert_c: Vec<usize>,
 }
 
 impl Layer {
@@ -159,8 +160,8 @@ impl Layer {
                 check_row(args, "bias", experts)?;
             }
         }
-        config.code_map.expert_c(codebook_cd.nrows(), experts)?;
-        Ok(Self { config, experts, width, router })
+        let expert_c = config.code_map.expert_c(codebook_cd.nrows(), experts)?;
+        Ok(Self { config, experts, width, router, expert_c })
     }
 }
 

@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 use std::mem::transmute;
 
 use super::Pair;
-use super::avx512::{Avx512, put};
+use super::avx512::{Avx512, put, transpose};
 
 const MR: usize = 14;
 const NR: usize = 32;
@@ -42,11 +42,11 @@ impl From<Avx512> for Widened {
 
 x86_kernel!(
     Avx512Bf16, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma", Pair, _mm512_setzero_ps,
-    step, put, 1 2 3 4 5 6 7 8 9 10 11 12 13 14
+    step, put, 1 2 3 4 5 6 7 8 9 10 11 12 13 14; transpose
 );
 x86_kernel!(
     Widened, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma", Pair, _mm512_setzero_ps,
-    step_widened, put, 1 2 3 4 5 6 7 8 9 10 11 12 13 14
+    step_widened, put, 1 2 3 4 5 6 7 8 9 10 11 12 13 14; transpose
 );
 
 /// A rank-2 update.

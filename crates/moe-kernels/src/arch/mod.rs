@@ -3,7 +3,7 @@
 //! Everything else in this crate is plain Rust over [`Kernel`], compiled once per instruction set
 //! inside [`Kernel::vectorized`].
 //!
-//! Operands are "depth-major": `a` is `[k, MR]` and `b` is `[k, NR]`, so that one step of depth is
+//! Operands are "depth-major": `a` is `[k, rows]` and `b` is `[k, NR]`, so that one step of depth is
 //! one rank-1 update of the `MR x NR` tile of sums, read from two contiguous streams. A [`Lane`] is
 //! what one step of depth holds for one row: a value, or a pair of `bf16`.
 
@@ -11,7 +11,8 @@
 /// stay in registers. `$step` is one step of depth and `$put` stores a register of sums.
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_kernel {
-    ($name:ty, $features:literal, $lane:ty, $zero:ident, $step:ident, $put:ident, $($rows:literal)*) => {
+    ($name:ty, $features:literal, $lane:ty, $zero:ident, $step:ident, $put:ident,
+     $($rows:literal)* $(; $transpose:path)?) => {
         impl $crate::arch::Kernel for $name {
             type Lane = $lane;
             const MR: usize = MR;
@@ -20,7 +21,7 @@ macro_rules! x86_kernel {
             fn tile(
                 self,
                 rows: usize,
-                a: &[$lane],
+                a: $crate::arch::Left<'_, $lane>,
                 b: &[$lane],
                 c: &mut [f32],
                 ldc: usize,
@@ -28,12 +29,14 @@ macro_rules! x86_kernel {
             ) {
                 /// # Safety
                 ///
-                /// The features; `a` points to `depth * MR` lanes, `b` to `depth * NR`, `c` to `M`
-                /// rows of `NR` values, `ldc` apart, which nothing else refers to.
+                /// The features; `a` points to `depth` groups of `M` lanes, `lda` apart, `b` to
+                /// `depth * NR` lanes, `c` to `M` rows of `NR` values, `ldc` apart, which nothing
+                /// else refers to.
                 #[target_feature(enable = $features)]
                 unsafe fn tile<const M: usize>(
                     depth: usize,
                     a: *const $lane,
+                    lda: usize,
                     b: *const $lane,
                     c: *mut f32,
                     ldc: usize,
@@ -41,8 +44,8 @@ macro_rules! x86_kernel {
                 ) {
                     let mut sum = [[$zero(); 2]; M];
                     for k in 0..depth {
-                        // SAFETY: `k < depth` and `M <= MR`: both lie in what was promised.
-                        unsafe { $step(&mut sum, a.add(k * MR), b.add(k * NR)) };
+                        // SAFETY: `k < depth`: both lie in what was promised.
+                        unsafe { $step(&mut sum, a.add(k * lda), b.add(k * NR)) };
                     }
                     for (i, sum) in sum.iter().enumerate() {
                         for (half, &sum) in sum.iter().enumerate() {
@@ -52,23 +55,36 @@ macro_rules! x86_kernel {
                     }
                 }
                 let depth = $crate::arch::tile_depth::<Self>(rows, a, b, c, ldc);
-                let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+                let (lda, a) = (a.stride, a.lanes.as_ptr());
+                let (b, c) = (b.as_ptr(), c.as_mut_ptr());
                 match rows {
                     // SAFETY: `self` proves the features. `tile_depth` has checked that `a` and
                     // `b` hold `depth` steps, and that `c` holds `rows` rows of NR values.
-                    $($rows => unsafe { tile::<$rows>(depth, a, b, c, ldc, add) },)*
+                    $($rows => unsafe { tile::<$rows>(depth, a, lda, b, c, ldc, add) },)*
                     _ => unreachable!("a tile has at most {MR} rows"),
                 }
             }
 
-            #[inline(always)]
-            fn vectorized<R>(self, f: impl FnOnce() -> R) -> R {
+            $(
+                #[inline(always)]
+                fn transposed(
+                    self,
+                    square: &$crate::arch::Square<$lane>,
+                ) -> $crate::arch::Square<$lane> {
+                    let mut to = [[<$lane>::default(); $crate::arch::SIDE]; $crate::arch::SIDE];
+                    // SAFETY: `self` proves the features; both are squares of lanes of 32 bits.
+                    unsafe { $transpose(square.as_ptr().cast(), to.as_mut_ptr().cast()) };
+                    to
+                }
+            )?
+
+            fn vectorized<J: $crate::arch::Job>(self, job: J) {
                 #[target_feature(enable = $features)]
-                fn inner<R>(f: impl FnOnce() -> R) -> R {
-                    f()
+                fn inner<J: $crate::arch::Job>(job: J) {
+                    job.run();
                 }
                 // SAFETY: `self` proves the features.
-                unsafe { inner(f) }
+                unsafe { inner(job) }
             }
 
             #[inline(always)]
@@ -200,6 +216,27 @@ fn to_bf16(x: f32) -> u32 {
     if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
 }
 
+/// The first operand of a tile: `[k, rows]`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Left<'a, L> {
+    pub(crate) lanes: &'a [L],
+    /// From one lane of depth to the next.
+    pub(crate) stride: usize,
+}
+
+/// Rows and columns of a square that is transposed at once.
+pub(crate) const SIDE: usize = 16;
+
+/// A square of lanes.
+pub(crate) type Square<L> = [[L; SIDE]; SIDE];
+
+/// Work that is compiled with the features of an instruction set, if its `run` and all that it calls
+/// are inlined: a closure cannot be told to be.
+pub(crate) trait Job {
+    /// Does it; to be marked `#[inline(always)]`.
+    fn run(self);
+}
+
 /// A microkernel, and the proof that the processor can run it: only detection makes one.
 pub(crate) trait Kernel: Copy + Send + Sync {
     /// What it multiplies.
@@ -214,19 +251,31 @@ pub(crate) trait Kernel: Copy + Send + Sync {
     ///
     /// # Panics
     ///
-    /// If `a` is not `[k, MR]` and `b` not `[k, NR]`, or the tile does not fit into `c`.
+    /// If `b` is not `[k, NR]`, `a` is less deep, or the tile does not fit into `c`.
     fn tile(
         self,
         rows: usize,
-        a: &[Self::Lane],
+        a: Left<'_, Self::Lane>,
         b: &[Self::Lane],
         c: &mut [f32],
         ldc: usize,
         add: bool,
     );
 
-    /// Runs `f`, compiled for this instruction set.
-    fn vectorized<R>(self, f: impl FnOnce() -> R) -> R;
+    /// Runs `job`, compiled for this instruction set.
+    fn vectorized<J: Job>(self, job: J);
+
+    /// Transposes a square.
+    #[inline(always)]
+    fn transposed(self, square: &Square<Self::Lane>) -> Square<Self::Lane> {
+        let mut to = [[Self::Lane::default(); SIDE]; SIDE];
+        for (i, row) in square.iter().enumerate() {
+            for (to, &lane) in to.iter_mut().zip(row) {
+                to[i] = lane;
+            }
+        }
+        to
+    }
 
     /// Asks for the cache lines of `values`, which will be read soon.
     fn prefetch<T>(self, values: &[T]);
@@ -236,14 +285,15 @@ pub(crate) trait Kernel: Copy + Send + Sync {
 #[inline(always)]
 fn tile_depth<K: Kernel>(
     rows: usize,
-    a: &[K::Lane],
+    a: Left<'_, K::Lane>,
     b: &[K::Lane],
     c: &[f32],
     ldc: usize,
 ) -> usize {
-    let depth = a.len() / K::MR;
+    let depth = b.len() / K::NR;
     assert!((1..=K::MR).contains(&rows), "{rows} rows in a tile of {}", K::MR);
-    assert!(a.len() == depth * K::MR && b.len() == depth * K::NR, "operands differ in depth");
+    assert!(depth > 0 && b.len() == depth * K::NR, "{} lanes are no panel", b.len());
+    assert!(a.lanes.len() >= (depth - 1) * a.stride + rows, "operands differ in depth");
     assert!(c.len() >= (rows - 1) * ldc + K::NR && ldc >= K::NR, "the tile leaves its matrix");
     depth
 }

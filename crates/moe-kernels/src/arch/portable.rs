@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::{Kernel, Lane, tile_depth};
+use super::{Job, Kernel, Lane, Left, tile_depth};
 
 const MR: usize = 4;
 const NR: usize = 8;
@@ -22,10 +22,10 @@ impl<L: Lane> Kernel for Portable<L> {
     const MR: usize = MR;
     const NR: usize = NR;
 
-    fn tile(self, rows: usize, a: &[L], b: &[L], c: &mut [f32], ldc: usize, add: bool) {
+    fn tile(self, rows: usize, a: Left<'_, L>, b: &[L], c: &mut [f32], ldc: usize, add: bool) {
         tile_depth::<Self>(rows, a, b, c, ldc);
         let mut sum = [[0.0_f32; NR]; MR];
-        for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NR)) {
+        for (a, b) in a.lanes.chunks(a.stride).zip(b.chunks_exact(NR)) {
             for (sum, a) in sum.iter_mut().zip(a) {
                 let a = a.split();
                 for (sum, b) in sum.iter_mut().zip(b) {
@@ -44,8 +44,8 @@ impl<L: Lane> Kernel for Portable<L> {
         }
     }
 
-    fn vectorized<R>(self, f: impl FnOnce() -> R) -> R {
-        f()
+    fn vectorized<J: Job>(self, job: J) {
+        job.run();
     }
 
     fn prefetch<T>(self, _values: &[T]) {}

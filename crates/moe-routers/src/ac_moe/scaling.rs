@@ -73,7 +73,7 @@ pub fn dispersion(measure: Measure, x_gtd: &Tensor, labels: &Labels, clusters: u
     let sums = |v_gtd: &Tensor| member_gtc.transpose(1, 2).matmul(v_gtd);
     let count_gc1 = sums(&x_gtd.narrow(-1, 0, 1).ones_like());
     let mean_gcd = sums(&x_gtd) / count_gc1.clamp_min(1.0);
-    let off_gtd = &x_gtd - member_gtc.matmul(&mean_gcd);
+    let off_gtd = &x_gtd - rows_of(&mean_gcd, &labels.expert_gtk.select(-1, 0));
     let dispersion_gcd = match measure {
         Measure::Mad => sums(&off_gtd.abs()) / count_gc1.clamp_min(1.0),
         Measure::Var => sums(&off_gtd.square()) / count_gc1.clamp_min(1.0),
@@ -83,6 +83,14 @@ pub fn dispersion(measure: Measure, x_gtd: &Tensor, labels: &Labels, clusters: u
         }
     };
     Clusters { dispersion_gcd, mean_gcd, count_gc1 }
+}
+
+/// The row of each token's cluster, `[g, c, d]` and `[g, t]` to `[g, t, d]`.
+fn rows_of(v_gcd: &Tensor, label_gt: &Tensor) -> Tensor {
+    let (g, c, d) = axes3(v_gcd);
+    let first_g1 = (Tensor::arange(g, (Kind::Int64, v_gcd.device())) * c).unsqueeze(-1);
+    let row_n = (label_gt + first_g1).flatten(0, -1);
+    v_gcd.reshape([g * c, d]).index_select(0, &row_n).view([g, -1, d])
 }
 
 /// Sum over the other tokens of its cluster of a token's distance in each feature, `[g, t, d]`.
@@ -140,16 +148,14 @@ fn token_weights(
     labels: &Labels,
 ) -> Result<Tensor, RouteError> {
     let score = labels.score_gtk.as_ref().map(Tensor::detach);
-    let (g, t, _) = axes3(&labels.expert_gtk);
     let (_, c, _) = axes3(weights_gcd);
     let share_gtk = match (config.mix, score) {
-        (Mix::Top1, _) => Tensor::ones([g, t, 1], (weights_gcd.kind(), weights_gcd.device())),
+        (Mix::Top1, _) => return Ok(rows_of(weights_gcd, &labels.expert_gtk.select(-1, 0))),
         (_, None) => return Err(RouteError::Missing { what: "prev_scores" }),
         (Mix::Soft, Some(score_gtk)) => score_gtk.softmax(-1, weights_gcd.kind()),
         (Mix::Raw, Some(score_gtk)) => score_gtk,
     };
-    let label_gtk = labels.expert_gtk.narrow(-1, 0, share_gtk.size()[2]);
-    let member_gtkc = label_gtk.one_hot(c).to_kind(weights_gcd.kind());
+    let member_gtkc = labels.expert_gtk.one_hot(c).to_kind(weights_gcd.kind());
     let share_gtc = (member_gtkc * share_gtk.unsqueeze(-1)).sum_dim_intlist(2, false, None);
     Ok(share_gtc.matmul(weights_gcd))
 }

@@ -2,8 +2,9 @@
 //!
 //! Axis letters: `t` tokens, `d` width.
 
+use super::config::unplaced;
 use super::{Config, NormPlace, Rule};
-use crate::norm::HostNorm;
+use crate::residual::HostNorms;
 use ndarray::{Array2, ArrayView2, Zip};
 
 /// What goes from layer to layer, `[t, d]` each.
@@ -25,15 +26,6 @@ impl State {
         let zero_td = Array2::zeros((tokens, width));
         Self { p_td: zero_td.clone(), v_td: zero_td.clone(), m_td: zero_td.clone(), q_td: zero_td }
     }
-}
-
-/// The two norms of a block.
-#[derive(Debug, Clone, Default)]
-pub struct Norms {
-    /// Before the layer, or of the step.
-    pub inner: HostNorm,
-    /// Of the outer residual.
-    pub outer: HostNorm,
 }
 
 /// A layer's result.
@@ -113,7 +105,7 @@ fn adaptive(config: &Config, next: &State) -> Array2<f64> {
 pub fn block<R, E>(
     config: &Config,
     layer: usize,
-    norms: &Norms,
+    norms: &HostNorms,
     dropout_td: Option<ArrayView2<'_, f64>>,
     x_td: ArrayView2<'_, f64>,
     state: &State,
@@ -148,49 +140,53 @@ fn evaluate<R, E>(
 }
 
 /// What the layer reads, before any shift.
-fn input(config: &Config, norms: &Norms, x_td: ArrayView2<'_, f64>) -> Array2<f64> {
+fn input(config: &Config, norms: &HostNorms, x_td: ArrayView2<'_, f64>) -> Array2<f64> {
     match config.norm {
         NormPlace::None | NormPlace::Post => x_td.to_owned(),
         NormPlace::Pre | NormPlace::Vmoe => norms.inner.apply(x_td, config.ln_eps),
+        NormPlace::Model => unplaced(),
+    }
+}
+
+/// What the norm after the layer makes of its result.
+fn settled(config: &Config, norms: &HostNorms, y_td: Array2<f64>) -> Array2<f64> {
+    match config.norm {
+        NormPlace::None | NormPlace::Pre => y_td,
+        NormPlace::Post => norms.inner.apply(y_td.view(), config.ln_eps),
+        NormPlace::Vmoe => norms.outer.apply(y_td.view(), config.ln_eps),
+        NormPlace::Model => unplaced(),
     }
 }
 
 /// Norms and the outer residual around the step.
 fn output(
     config: &Config,
-    norms: &Norms,
+    norms: &HostNorms,
     x_td: ArrayView2<'_, f64>,
     step_td: Array2<f64>,
 ) -> Array2<f64> {
-    let eps = config.ln_eps;
-    let s_td = match config.norm {
-        NormPlace::None | NormPlace::Pre => step_td,
-        NormPlace::Post => norms.inner.apply(step_td.view(), eps),
-        NormPlace::Vmoe => return norms.outer.apply(step_td.view(), eps),
-    };
+    let s_td = settled(config, norms, step_td);
     match (config.outer, config.norm) {
-        (false, _) => s_td,
+        (false, _) | (true, NormPlace::Vmoe) => s_td,
         (true, NormPlace::None) => &x_td + &s_td,
-        (true, _) => norms.outer.apply((&x_td + &s_td).view(), eps),
+        (true, _) => norms.outer.apply((&x_td + &s_td).view(), config.ln_eps),
     }
 }
 
 /// A dense layer between sparse ones: the plain residual; the state passes by.
-pub fn dense(
+///
+/// # Errors
+/// Those of `ffn`.
+pub fn dense<E>(
     config: &Config,
-    norms: &Norms,
+    norms: &HostNorms,
     x_td: ArrayView2<'_, f64>,
     state: &State,
-    ffn: impl Fn(ArrayView2<'_, f64>) -> Array2<f64>,
-) -> Array2<f64> {
+    ffn: impl FnOnce(ArrayView2<'_, f64>) -> Result<Array2<f64>, E>,
+) -> Result<Array2<f64>, E> {
     let mut u_td = input(config, norms, x_td);
     if let (NormPlace::Vmoe, Some(robust)) = (config.norm, config.constants()) {
         u_td += &(&state.p_td * robust.shift()); // as the vision code does
     }
-    let sum_td = &x_td + &ffn(u_td.view());
-    match config.norm {
-        NormPlace::None | NormPlace::Pre => sum_td,
-        NormPlace::Post => norms.inner.apply(sum_td.view(), config.ln_eps),
-        NormPlace::Vmoe => norms.outer.apply(sum_td.view(), config.ln_eps),
-    }
+    Ok(settled(config, norms, &x_td + &ffn(u_td.view())?))
 }

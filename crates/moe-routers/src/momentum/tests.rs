@@ -1,11 +1,13 @@
 //! Worked examples, laws, and the tensor form against the plain one.
 
 use super::*;
-use crate::config::Preset;
+use crate::config::{Preset, Settings};
 use crate::convert::{to_host, to_tensor};
 use crate::norm::{HostNorm, TorchNorm};
+use crate::residual::{HostNorms, Norm, Norms, ResidualConfig, residual_config, short_names};
 use crate::tolerance::{relative_error, tolerance};
 use ndarray::{Array2, ArrayView2, array};
+use serde_json::Value;
 use std::convert::Infallible;
 use tch::{Device, Kind, Tensor};
 
@@ -69,10 +71,96 @@ fn refusals_name_their_key() {
         (Config { mu: -1.0, ..robust.clone() }, "mu"),
         (Config { lipschitz: 0.0, ..robust.clone() }, "lipschitz"),
         (Config { beta1: 1.0, ..robust.clone() }, "beta1"),
-        (Config { beta2: -0.1, ..robust }, "beta2"),
+        (Config { beta2: -0.1, ..robust.clone() }, "beta2"),
+        (Config { mu: f64::NAN, ..robust.clone() }, "mu"),
+        (Config { gamma: f64::INFINITY, ..robust }, "gamma"),
     ] {
-        let error = config.check().unwrap_err().to_string();
+        let error = config.check_values().unwrap_err().to_string();
         assert!(error.starts_with(key), "{error}");
+    }
+}
+
+/// 0 / sqrt(0 + 0) would be NaN, in the step or in its gradient.
+#[test]
+fn adam_without_force_stays_where_it_is() {
+    let config = Config { eps: 0.0, ..Config::preset("adam_paper") };
+    let f = like().set_requires_grad(true);
+    let (x, state) = torch::update(&config, 0, &(like() + 2.0), &f, &torch::State::zeros_like(&f));
+    (&x + &state.v).sum(Kind::Double).backward();
+    assert_eq!((x.double_value(&[0]), state.v.double_value(&[0])), (2.0, 0.0));
+    assert!(f.grad().double_value(&[0]).is_finite());
+}
+
+/// A preset for models follows the model's norm and has no second residual; a published one stays as
+/// it was published; a setting of one's own wins over both.
+#[test]
+fn norms_stand_where_the_model_or_the_preset_says() {
+    let stands = |settings: &[(&str, Value)], norm| {
+        let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+        let config: Config = resolve(&settings.collect()).unwrap();
+        (config.norm.in_model(norm), config.outer)
+    };
+    for preset in Config::PRESETS {
+        let at = |norm| stands(&[("preset", (*preset).into())], norm);
+        match *preset {
+            "paper" | "adam_paper" | "robust_paper" => {
+                assert_eq!(at(Norm::Pre), (NormPlace::None, false), "{preset}");
+            }
+            "vmoe" => assert_eq!(at(Norm::Pre), (NormPlace::Vmoe, false)),
+            _ if preset.ends_with("model") => {
+                assert_eq!(at(Norm::Pre), (NormPlace::Pre, false), "{preset}");
+                assert_eq!(at(Norm::Post), (NormPlace::Post, false), "{preset}");
+            }
+            _ => assert_eq!(at(Norm::Pre), (NormPlace::Post, true), "{preset}"),
+        }
+    }
+    assert_eq!(stands(&[], Norm::Post), (NormPlace::Post, false));
+    assert_eq!(stands(&[("norm", "none".into())], Norm::Pre), (NormPlace::None, false));
+    let own = [("preset", "reference".into()), ("norm", "model".into()), ("outer", false.into())];
+    assert_eq!(stands(&own, Norm::Pre), (NormPlace::Pre, false));
+}
+
+/// In the model's own residual stream the rules add, and an Adam layer must not lose the stream.
+#[test]
+fn presets_for_models_are_the_published_rules_in_the_models_place() {
+    let rules = ["adam", "robust", "complex", "negative"];
+    let pairs = rules.map(|rule| (format!("{rule}_model"), rule.to_owned()));
+    for (model, published) in pairs.into_iter().chain([("model".into(), "reference".into())]) {
+        let want = Config {
+            norm: NormPlace::Model,
+            outer: false,
+            sign: Sign::Plus,
+            cancel_residual: false,
+            ..Config::preset(&published)
+        };
+        assert_eq!(Config::preset(&model), want, "{model}");
+    }
+}
+
+/// One sparse layer hands nothing on; the plain rule does not want to.
+#[test]
+fn a_rule_that_would_carry_nothing_is_refused() {
+    for preset in Config::PRESETS {
+        let config = Config::preset(preset);
+        assert!(ResidualConfig::check(&config, 2).is_ok(), "{preset}");
+        let alone = ResidualConfig::check(&config, 1);
+        assert_eq!(alone.is_ok(), config.rule == Rule::Plain, "{preset}");
+        let Err(error) = alone else { continue };
+        let error = error.to_string();
+        assert!(error.starts_with("rule: nothing would be carried"), "{error}");
+    }
+    let sharp = Config { sam_rho: 0.1, ..Config::preset("plain") };
+    assert!(ResidualConfig::check(&sharp, 1).is_ok());
+    let bad = Config { kappa: 1.0, ..Config::preset("robust_model") };
+    assert!(ResidualConfig::check(&bad, 2).unwrap_err().to_string().starts_with("kappa"));
+}
+
+#[test]
+fn every_short_name_is_a_preset_for_models() {
+    for (name, preset) in short_names("momentum") {
+        let settings = residual_config(name, &Settings::new()).unwrap().settings();
+        assert_eq!(settings, Config::preset(preset).settings(), "{name}");
+        assert_eq!(settings["norm"], "model", "{name}");
     }
 }
 
@@ -82,7 +170,7 @@ fn weight() -> Array2<f64> {
 
 /// Three layers, the middle one dense in between, every state alive, `f(u) = tanh(u W)`.
 fn host_stack(config: &Config, x_td: ArrayView2<'_, f64>) -> Array2<f64> {
-    let norms = host::Norms {
+    let norms = HostNorms {
         inner: HostNorm { weight_d: Some(array![1.2, 0.8, 1.1]), bias_d: None },
         outer: HostNorm { weight_d: None, bias_d: Some(array![0.1, -0.2, 0.3]) },
     };
@@ -94,14 +182,16 @@ fn host_stack(config: &Config, x_td: ArrayView2<'_, f64>) -> Array2<f64> {
         let mask = Some(mask_td.view());
         let Ok(step) = host::block(config, layer, &norms, mask, x_td.view(), &state, layered);
         (x_td, state) = (step.x_td, step.state);
-        x_td = host::dense(config, &norms, x_td.view(), &state, f);
+        let dense = |u: ArrayView2<'_, f64>| Ok::<_, Infallible>(f(u));
+        let Ok(behind) = host::dense(config, &norms, x_td.view(), &state, dense);
+        x_td = behind;
     }
     x_td
 }
 
 fn torch_stack(config: &Config, x: &Tensor) -> Tensor {
     let row = |values: [f64; 3]| Some(Tensor::from_slice(&values));
-    let norms = torch::Norms {
+    let norms = Norms {
         inner: TorchNorm { weight_d: row([1.2, 0.8, 1.1]), bias_d: None },
         outer: TorchNorm { weight_d: None, bias_d: row([0.1, -0.2, 0.3]) },
     };
@@ -113,15 +203,17 @@ fn torch_stack(config: &Config, x: &Tensor) -> Tensor {
         let layered = |u: &Tensor| Ok::<_, Infallible>((f(u), ()));
         let Ok(step) = torch::block(config, layer, &norms, Some(&mask), &x, &state, layered);
         (x, state) = (step.x, step.state);
-        x = torch::dense(config, &norms, &x, &state, f);
+        let Ok(behind) = torch::dense(config, &norms, &x, &state, |u| Ok::<_, Infallible>(f(u)));
+        x = behind;
     }
     x
 }
 
-/// Every preset with every norm, with and without the sharpness-aware evaluation.
+/// Every published preset with every norm, with and without the sharpness-aware evaluation. Presets
+/// for models differ from them in their norms only.
 fn variants() -> Vec<(String, Config)> {
     let mut all = Vec::new();
-    for preset in Config::PRESETS {
+    for preset in Config::PRESETS.iter().filter(|preset| !preset.ends_with("model")) {
         for norm in [NormPlace::None, NormPlace::Post, NormPlace::Pre, NormPlace::Vmoe] {
             for sam_rho in [0.0, 0.05] {
                 let config = Config { norm, sam_rho, ..Config::preset(preset) };

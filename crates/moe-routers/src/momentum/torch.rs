@@ -2,8 +2,9 @@
 //!
 //! Axis letters: `d` width, the last axis; the axes before it are left open.
 
+use super::config::unplaced;
 use super::{Config, NormPlace, Rule};
-use crate::norm::TorchNorm;
+use crate::residual::Norms;
 use tch::{Kind, Tensor};
 
 /// What goes from layer to layer, each like the stream.
@@ -32,15 +33,6 @@ impl State {
         let [p, v, m, q] = [&self.p, &self.v, &self.m, &self.q].map(Tensor::shallow_clone);
         Self { p, v, m, q }
     }
-}
-
-/// The two norms of a block.
-#[derive(Debug, Default)]
-pub struct Norms {
-    /// Before the layer, or of the step.
-    pub inner: TorchNorm,
-    /// Of the outer residual.
-    pub outer: TorchNorm,
 }
 
 /// A layer's result.
@@ -114,7 +106,7 @@ pub fn block<R, E>(
     dropout: Option<&Tensor>,
     x: &Tensor,
     state: &State,
-    f: impl Fn(&Tensor) -> Result<(Tensor, R), E>,
+    mut f: impl FnMut(&Tensor) -> Result<(Tensor, R), E>,
 ) -> Result<Step<R>, E> {
     let u = input(config, norms, x);
     let u = match config.constants() {
@@ -135,7 +127,7 @@ pub fn block<R, E>(
 fn evaluate<R, E>(
     config: &Config,
     u: &Tensor,
-    f: impl Fn(&Tensor) -> Result<(Tensor, R), E>,
+    mut f: impl FnMut(&Tensor) -> Result<(Tensor, R), E>,
 ) -> Result<(Tensor, R), E> {
     let first = f(u)?;
     if config.sam_rho == 0.0 {
@@ -153,41 +145,45 @@ fn input(config: &Config, norms: &Norms, x: &Tensor) -> Tensor {
     match config.norm {
         NormPlace::None | NormPlace::Post => x.shallow_clone(),
         NormPlace::Pre | NormPlace::Vmoe => norms.inner.apply(x, config.ln_eps),
+        NormPlace::Model => unplaced(),
+    }
+}
+
+/// What the norm after the layer makes of its result.
+fn settled(config: &Config, norms: &Norms, y: Tensor) -> Tensor {
+    match config.norm {
+        NormPlace::None | NormPlace::Pre => y,
+        NormPlace::Post => norms.inner.apply(&y, config.ln_eps),
+        NormPlace::Vmoe => norms.outer.apply(&y, config.ln_eps),
+        NormPlace::Model => unplaced(),
     }
 }
 
 /// Norms and the outer residual around the step.
 fn output(config: &Config, norms: &Norms, x: &Tensor, step: Tensor) -> Tensor {
-    let eps = config.ln_eps;
-    let s = match config.norm {
-        NormPlace::None | NormPlace::Pre => step,
-        NormPlace::Post => norms.inner.apply(&step, eps),
-        NormPlace::Vmoe => return norms.outer.apply(&step, eps),
-    };
+    let s = settled(config, norms, step);
     match (config.outer, config.norm) {
-        (false, _) => s,
+        (false, _) | (true, NormPlace::Vmoe) => s,
         (true, NormPlace::None) => x + s,
-        (true, _) => norms.outer.apply(&(x + s), eps),
+        (true, _) => norms.outer.apply(&(x + s), config.ln_eps),
     }
 }
 
 /// A dense layer between sparse ones: the plain residual; the state passes by.
-pub fn dense(
+///
+/// # Errors
+/// Those of `ffn`.
+pub fn dense<E>(
     config: &Config,
     norms: &Norms,
     x: &Tensor,
     state: &State,
-    ffn: impl Fn(&Tensor) -> Tensor,
-) -> Tensor {
+    ffn: impl FnOnce(&Tensor) -> Result<Tensor, E>,
+) -> Result<Tensor, E> {
     let u = input(config, norms, x);
     let u = match (config.norm, config.constants()) {
         (NormPlace::Vmoe, Some(robust)) => u + &state.p * robust.shift(), // as the vision code does
         _ => u,
     };
-    let sum = x + ffn(&u);
-    match config.norm {
-        NormPlace::None | NormPlace::Pre => sum,
-        NormPlace::Post => norms.inner.apply(&sum, config.ln_eps),
-        NormPlace::Vmoe => norms.outer.apply(&sum, config.ln_eps),
-    }
+    Ok(settled(config, norms, x + ffn(&u)?))
 }

@@ -1,6 +1,12 @@
 //! Settings of S2MoE.
 
-use crate::config::{ConfigError, Preset, check_positive, check_top_k, check_weight};
+use super::S2Moe;
+use crate::config::{
+    ConfigError, Preset, RouterConfig, Settings, check_choices, check_positive, check_top_k,
+    check_weight, to_settings,
+};
+use crate::params::Params;
+use crate::router::{Dims, Router};
 use serde::{Deserialize, Serialize};
 
 /// How the copy is made noisy (1).
@@ -51,6 +57,10 @@ pub struct Config {
     pub top_k: usize,
     /// Experts per token at inference.
     pub top_k_infer: usize,
+    /// Whether the router has a bias.
+    pub bias: bool,
+    /// Initial bias of the blend gate (3): the larger, the more of the clean pass.
+    pub blend_bias: f64,
     /// How the copy is made noisy.
     pub noise: Noise,
     /// What its statistics are taken over.
@@ -86,8 +96,10 @@ impl Preset for Config {
 
     fn preset(name: &str) -> Self {
         let paper = Self {
-            top_k: 1,
+            top_k: 2,
             top_k_infer: 1,
+            bias: true,
+            blend_bias: 0.0,
             noise: Noise::Statistics,
             stats_axis: StatsAxis::Tokens,
             unbiased: true,
@@ -105,7 +117,9 @@ impl Preset for Config {
         };
         match name {
             "third_party" => Self { reroute: false, balance: Balance::Kl, ..paper },
-            "third_party_norm" => Self { noise: Noise::InstanceNorm, beta: 0.0, ..paper },
+            "third_party_norm" => {
+                Self { noise: Noise::InstanceNorm, beta: 0.0, blend_bias: 5.0, ..paper }
+            }
             _ => paper,
         }
     }
@@ -118,19 +132,47 @@ impl Config {
     /// Names the key.
     pub fn check_noise(&self) -> Result<(), ConfigError> {
         check_weight("noise_scale", self.noise_scale)?;
+        check_weight("scale_mul", self.scale_mul)?;
+        check_weight("scale_add", self.scale_add)?;
         check_positive("in_eps", self.in_eps)
     }
+}
 
-    /// Refuses values outside their range for a layer of `experts` experts.
-    ///
-    /// # Errors
-    /// Names the key.
-    pub fn check(&self, experts: usize) -> Result<(), ConfigError> {
+impl RouterConfig for Config {
+    fn settings(&self) -> Settings {
+        to_settings(self)
+    }
+
+    fn check(&self, experts: usize) -> Result<(), ConfigError> {
         check_top_k(self.top_k, experts)?;
-        check_top_k(self.top_k_infer, experts)?;
+        check_choices("top_k_infer", self.top_k_infer, experts)?;
         self.check_noise()?;
         check_positive("tau", self.tau)?;
         check_weight("alpha", self.alpha)?;
         check_weight("beta", self.beta)
+    }
+
+    /// In training, where every token takes two passes; inference visits `top_k_infer`.
+    fn active_experts(&self, _: usize) -> f64 {
+        2.0 * self.top_k as f64
+    }
+
+    /// Evaluation has no noisy copy, and no capacity of its own.
+    fn causal(&self) -> bool {
+        true
+    }
+
+    fn within_sequence(&self) -> bool {
+        true
+    }
+
+    fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {
+        Box::new(S2Moe {
+            router_ed: params.matrix("router", &[dims.experts, dims.width], 0.02),
+            bias_e: self.bias.then(|| params.constant("bias", &[dims.experts], 0.0)),
+            blend_1d: params.matrix("blend", &[1, dims.width], 0.02),
+            blend_bias_1: params.constant("blend_bias", &[1], self.blend_bias),
+            config: self.clone(),
+        })
     }
 }

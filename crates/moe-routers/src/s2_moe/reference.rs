@@ -1,95 +1,25 @@
-//! S2MoE in plain host arithmetic, sequence by sequence.
+//! S2MoE in plain host arithmetic.
 //!
-//! Axis letters: `t` tokens, `d` width, `e` experts, `k` choices.
+//! Axis letters: `t` tokens of one group, `d` width, `e` experts, `k` choices.
 
-use super::{Balance, Config, NORM_FLOOR, NceOn, Noise, StatsAxis};
-use moe_core::{AuxForm, Choices, Chosen, DropOrder, Plan, RouteError, balance as sums, score};
+mod augment;
+
+pub use augment::{Augmented, Perturbation, augment};
+
+use super::router::{EPS1, EPS2};
+use super::{Balance, Config, NORM_FLOOR, NceOn};
+use crate::router::room;
+use moe_core::balance::valid_rows;
+use moe_core::{
+    AuxForm, Choices, Chosen, HostExpert, HostInput, HostRouting, LoadBalance, Reference,
+    RouteError, score,
+};
 use ndarray::{Array1, Array2, ArrayView2, Axis, Zip};
 
-/// What (1) is given besides the tokens; as [`super::Perturbation`].
-#[derive(Debug, Clone, Default)]
-pub struct Perturbation {
-    /// Multiplicative draw, `[t, d]`.
-    pub eps1_td: Option<Array2<f64>>,
-    /// Additive draw, `[t, d]`.
-    pub eps2_td: Option<Array2<f64>>,
-    /// Number of the sequence of each token, `[t]`; `None` is one sequence.
-    pub sequence_t: Option<Vec<usize>>,
-    /// Scale after instance normalisation, `[d]`.
-    pub in_weight_d: Option<Array1<f64>>,
-    /// Shift after instance normalisation, `[d]`.
-    pub in_bias_d: Option<Array1<f64>>,
-}
+/// Statistics of (1) that training may hold constant, as draws.
+const HELD: [&str; 2] = ["mean", "std"];
 
-/// A noisy copy and the statistics that made it, each `[t, d]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Augmented {
-    /// `x^`.
-    pub x_td: Array2<f64>,
-    /// Mean of the token's sequence, or of the token (`features`).
-    pub mean_td: Array2<f64>,
-    /// Standard deviation likewise.
-    pub std_td: Array2<f64>,
-}
-
-impl Perturbation {
-    /// The tokens that share a sequence with `t`, itself included.
-    fn mates(&self, t: usize, tokens: usize) -> Vec<usize> {
-        let same = |other: &usize| self.sequence_t.as_ref().is_none_or(|q_t| q_t[*other] == q_t[t]);
-        (0..tokens).filter(same).collect()
-    }
-}
-
-/// Mean and standard deviation of `values`; dividing by `n - 1` if `unbiased`.
-fn moments(values: &[f64], unbiased: bool) -> (f64, f64) {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
-    let by = if unbiased { (n - 1.0).max(1.0) } else { n };
-    (mean, (squares / by).sqrt())
-}
-
-/// (1).
-pub fn augment(config: &Config, x_td: ArrayView2<'_, f64>, given: &Perturbation) -> Augmented {
-    let normed = config.noise == Noise::InstanceNorm;
-    let (tokens, width) = x_td.dim();
-    let mut found = Augmented {
-        x_td: x_td.to_owned(),
-        mean_td: Array2::zeros(x_td.dim()),
-        std_td: Array2::zeros(x_td.dim()),
-    };
-    let off = given.eps1_td.is_none() && given.eps2_td.is_none();
-    let draw =
-        |eps_td: &Option<Array2<f64>>, at: [usize; 2]| eps_td.as_ref().map_or(0.0, |e| e[at]);
-    for t in 0..tokens {
-        let mates = given.mates(t, tokens);
-        for d in 0..width {
-            let values: Vec<f64> = match config.stats_axis {
-                StatsAxis::Features if !normed => x_td.row(t).to_vec(),
-                _ => mates.iter().map(|&other| x_td[[other, d]]).collect(),
-            };
-            let (mean, std) = moments(&values, config.unbiased && !normed);
-            (found.mean_td[[t, d]], found.std_td[[t, d]]) = (mean, std);
-            if off || values.len() == 1 {
-                continue;
-            }
-            let (x, e1, e2) =
-                (x_td[[t, d]], draw(&given.eps1_td, [t, d]), draw(&given.eps2_td, [t, d]));
-            found.x_td[[t, d]] = if normed {
-                let weight = given.in_weight_d.as_ref().map_or(1.0, |w| w[d]);
-                let bias = given.in_bias_d.as_ref().map_or(0.0, |b| b[d]);
-                let centred = (x - mean) / (std * std + config.in_eps).sqrt();
-                (1.0 + config.scale_mul * e1) * (centred * weight + bias) + config.scale_add * e2
-            } else {
-                let s = config.noise_scale;
-                (1.0 + s * std * e1) * x + s * (mean + std * e2)
-            };
-        }
-    }
-    found
-}
-
-/// (4) per token.
+/// (4) per token, `[t]`.
 pub fn info_nce(
     a_td: ArrayView2<'_, f64>,
     b_td: ArrayView2<'_, f64>,
@@ -105,7 +35,7 @@ pub fn info_nce(
     (forth_t + score::log_sum_exp(logits_tt.t()) - own_t) / 2.0
 }
 
-/// (5) of the clean routing; `kl` does not read the choices.
+/// (5) of the clean routing over the tokens that are no padding; `kl` does not read the choices.
 ///
 /// # Panics
 /// If `switch` has no choices to count.
@@ -113,54 +43,45 @@ pub fn balance(
     form: Balance,
     logits_te: ArrayView2<'_, f64>,
     expert_tk: Option<ArrayView2<'_, usize>>,
+    padding_t: Option<&[bool]>,
 ) -> f64 {
     let prob_te = score::softmax(logits_te);
     match form {
         Balance::Switch => {
             let expert_tk = expert_tk.expect("the switch form counts choices");
-            sums::load_balance(prob_te.view(), expert_tk, AuxForm::DivK)
+            LoadBalance::of_valid(prob_te.view(), expert_tk, AuxForm::DivK, padding_t).loss
         }
         Balance::Kl => {
-            let mean_e = prob_te.mean_axis(Axis(0)).expect("at least one token");
-            let uniform = 1.0 / mean_e.len() as f64;
-            mean_e.iter().filter(|p| **p > 0.0).map(|p| p * (p / uniform).ln()).sum()
+            let mean_e = valid_rows(prob_te.view(), padding_t).mean_axis(Axis(0));
+            let uniform = 1.0 / prob_te.ncols() as f64;
+            let term = |p: f64| p * (p / uniform).ln();
+            mean_e.into_iter().flatten().filter(|p| *p > 0.0).map(term).sum()
         }
     }
 }
 
-/// What the layer learns besides its experts; as [`super::Params`].
+/// The router on the host, with the parameters of the moment; as [`super::S2Moe`].
 #[derive(Debug, Clone)]
-pub struct Params {
+pub struct HostS2Moe {
     /// Router, `[e, d]`.
     pub router_ed: Array2<f64>,
     /// Its bias, `[e]`; zero where there is none.
     pub bias_e: Array1<f64>,
     /// Blend gate, `[d]`; inference does not read it.
-    pub gate_w_d: Array1<f64>,
+    pub blend_d: Array1<f64>,
     /// Its bias.
-    pub gate_b: f64,
+    pub blend_bias: f64,
+    /// Settings.
+    pub config: Config,
 }
 
-/// One pass through the experts.
+/// Both passes of a training step; as [`super::Passes`].
 #[derive(Debug, Clone)]
-pub struct Pass {
-    /// Output, `[t, d]`.
-    pub y_td: Array2<f64>,
-    /// Logits of the routing, `[t, e]`.
-    pub logits_te: Array2<f64>,
-    /// Experts and gates.
-    pub choices: Choices,
-    /// Who computes what.
-    pub plan: Plan,
-}
-
-/// What a training step of the layer gives.
-#[derive(Debug, Clone)]
-pub struct Layer {
+pub struct Passes {
     /// Blended output, `[t, d]`.
     pub y_td: Array2<f64>,
-    /// Pass of the tokens.
-    pub clean: Pass,
+    /// Output of the tokens, `[t, d]`.
+    pub clean_td: Array2<f64>,
     /// Output of the noisy copies, `[t, d]`.
     pub noisy_td: Array2<f64>,
     /// Experts of the noisy copies, `[t, k]`.
@@ -169,79 +90,132 @@ pub struct Layer {
     pub augmented: Augmented,
     /// Blend `g`, `[t]`.
     pub blend_t: Array1<f64>,
-    /// InfoNCE (4).
-    pub nce: f64,
-    /// Balance (5).
-    pub balance: f64,
-    /// `alpha L_b + beta L_u`.
-    pub aux: f64,
+    /// Routing of the tokens, with the balance loss (5).
+    pub routing: HostRouting,
 }
 
-impl Params {
-    /// (2).
-    fn pass(
+impl HostS2Moe {
+    /// (2) of `x_td`, the tokens of `input` or their copies.
+    fn choose(
         &self,
         x_td: ArrayView2<'_, f64>,
         k: usize,
-        expert: impl Fn(usize, ArrayView2<'_, f64>) -> Array2<f64> + Sync,
-    ) -> Result<Pass, RouteError> {
+        input: &HostInput<'_>,
+    ) -> Result<(Array2<f64>, Chosen), RouteError> {
         let logits_te = x_td.dot(&self.router_ed.t()) + &self.bias_e;
+        let (t, e) = logits_te.dim();
         let choices = Choices::top_k(logits_te.view(), k);
         let gate_tk = score::softmax(choices.gate_tk.view());
-        let room = (None, DropOrder::Arrival);
-        let chosen = Chosen::new(choices.with_gates(gate_tk), logits_te.ncols(), room)?;
-        let plan = chosen.plan()?;
-        Ok(Pass { y_td: plan.apply(x_td, expert), logits_te, choices: chosen.choices, plan })
+        let room = room(input.capacity, None, (t, e, k))?;
+        let present_tk = input.present(k)?;
+        let chosen = Chosen::of_present(choices.with_gates(gate_tk), present_tk.view(), e, room)?;
+        Ok((logits_te, chosen))
+    }
+
+    /// A training step but for (4).
+    ///
+    /// # Errors
+    /// Gates that are not finite, or no room.
+    pub fn passes(
+        &self,
+        input: &HostInput<'_>,
+        given: &Perturbation,
+        expert: &HostExpert<'_>,
+    ) -> Result<Passes, RouteError> {
+        let (x_td, k) = (input.x_td, self.config.top_k);
+        let augmented = augment(&self.config, x_td, given, input.padding_t); // (1)
+        let routing = self.routing(k, input)?; // (2)
+        let clean_td = routing.plan.apply(x_td, expert);
+        let rerouted = match self.config.reroute {
+            true => Some(self.choose(augmented.x_td.view(), k, input)?.1),
+            false => None,
+        };
+        let noisy = rerouted.as_ref().or(routing.chosen.as_ref()).expect("tokens choose");
+        let noisy_td = noisy.plan()?.apply(augmented.x_td.view(), expert);
+        let noisy_expert_tk = noisy.choices.expert_tk.clone();
+        let blend_t = (x_td.dot(&self.blend_d) + self.blend_bias).mapv(score::sigmoid);
+        let mut y_td = clean_td.clone(); // (3)
+        Zip::from(y_td.rows_mut()).and(noisy_td.rows()).and(&blend_t).for_each(
+            |mut y_d, n_d, &g| y_d.zip_mut_with(&n_d, |y, n| *y = g * *y + (1.0 - g) * n),
+        );
+        Ok(Passes { y_td, clean_td, noisy_td, noisy_expert_tk, augmented, blend_t, routing })
+    }
+
+    /// The clean routing with `k` choices, and the balance loss (5) in training.
+    fn routing(&self, k: usize, input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
+        let (logits_te, chosen) = self.choose(input.x_td, k, input)?;
+        let expert_tk = chosen.choices.expert_tk.view();
+        let form = self.config.balance;
+        let loss = balance(form, logits_te.view(), Some(expert_tk), input.padding_t);
+        Ok(HostRouting {
+            plan: chosen.plan()?,
+            chosen: Some(chosen),
+            gate_te: score::softmax(logits_te.view()),
+            logits_te,
+            aux: if input.train { vec![("balance", loss)] } else { Vec::new() },
+        })
+    }
+
+    /// (4) of what the settings contrast, over the tokens that are no padding; 0 without any.
+    pub fn uncertainty(&self, input: &HostInput<'_>, passes: &Passes) -> f64 {
+        let (a_td, b_td) = match self.config.nce_on {
+            NceOn::Inputs => (input.x_td, passes.augmented.x_td.view()),
+            NceOn::Outputs => (passes.clean_td.view(), passes.noisy_td.view()),
+        };
+        let valid = |rows_td| valid_rows(rows_td, input.padding_t);
+        let nce_t = info_nce(valid(a_td).view(), valid(b_td).view(), self.config.tau, false);
+        nce_t.mean().unwrap_or(0.0)
+    }
+
+    /// The draws of `input`, and the statistics that it holds constant.
+    fn perturbation(input: &HostInput<'_>) -> Result<Perturbation, RouteError> {
+        let draw = |name| {
+            Ok::<_, RouteError>(input.draw_of(name, input.x_td.dim())?.map(|draw| draw.to_owned()))
+        };
+        let [mean_td, std_td] = HELD;
+        Ok(Perturbation {
+            eps1_td: draw(EPS1)?,
+            eps2_td: draw(EPS2)?,
+            held: draw(mean_td)?.zip(draw(std_td)?).map(|(mean_td, std_td)| [mean_td, std_td]),
+            ..Perturbation::default()
+        })
     }
 }
 
-/// A training step, (1)-(6).
-///
-/// # Errors
-/// Gates that are not finite.
-pub fn layer(
-    config: &Config,
-    params: &Params,
-    x_td: ArrayView2<'_, f64>,
-    given: &Perturbation,
-    expert: impl Fn(usize, ArrayView2<'_, f64>) -> Array2<f64> + Sync,
-) -> Result<Layer, RouteError> {
-    let augmented = augment(config, x_td, given); // (1)
-    let clean = params.pass(x_td, config.top_k, &expert)?; // (2)
-    let (noisy_td, noisy_expert_tk) = if config.reroute {
-        let noisy = params.pass(augmented.x_td.view(), config.top_k, &expert)?;
-        (noisy.y_td, noisy.choices.expert_tk)
-    } else {
-        let noisy_td = clean.plan.apply(augmented.x_td.view(), &expert);
-        (noisy_td, clean.choices.expert_tk.clone())
-    };
-    let blend_t = (x_td.dot(&params.gate_w_d) + params.gate_b).mapv(score::sigmoid);
-    let mut y_td = clean.y_td.clone(); // (3)
-    Zip::from(y_td.rows_mut()).and(noisy_td.rows()).and(&blend_t).for_each(|mut y_d, n_d, &g| {
-        y_d.zip_mut_with(&n_d, |y, n| *y = g * *y + (1.0 - g) * n);
-    });
-    let (a_td, b_td) = match config.nce_on {
-        NceOn::Inputs => (x_td, augmented.x_td.view()),
-        NceOn::Outputs => (clean.y_td.view(), noisy_td.view()),
-    };
-    let nce = info_nce(a_td, b_td, config.tau, false).mean().unwrap_or(0.0); // (4)
-    let expert_tk = clean.choices.expert_tk.view();
-    let balance = balance(config.balance, clean.logits_te.view(), Some(expert_tk)); // (5)
-    let aux = config.alpha * balance + config.beta * nce; // (6)
-    Ok(Layer { y_td, clean, noisy_td, noisy_expert_tk, augmented, blend_t, nce, balance, aux })
-}
+impl Reference for HostS2Moe {
+    fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
+        let k = if input.train { self.config.top_k } else { self.config.top_k_infer };
+        self.routing(k, input)
+    }
 
-/// Inference (6).
-///
-/// # Errors
-/// Gates that are not finite.
-pub fn infer(
-    config: &Config,
-    params: &Params,
-    x_td: ArrayView2<'_, f64>,
-    expert: impl Fn(usize, ArrayView2<'_, f64>) -> Array2<f64> + Sync,
-) -> Result<Pass, RouteError> {
-    params.pass(x_td, config.top_k_infer, expert)
+    fn layer(
+        &self,
+        input: &HostInput<'_>,
+        expert: &HostExpert<'_>,
+    ) -> Result<(Array2<f64>, HostRouting), RouteError> {
+        if !input.train {
+            let routing = self.route(input)?; // (6)
+            return Ok((routing.plan.apply(input.x_td, expert), routing));
+        }
+        let mut passes = self.passes(input, &Self::perturbation(input)?, expert)?;
+        if self.config.beta > 0.0 {
+            passes.routing.aux.push(("info_nce", self.uncertainty(input, &passes)));
+        }
+        Ok((passes.y_td, passes.routing))
+    }
+
+    /// The statistics of (1), where no gradient flows through them.
+    fn constants(
+        &self,
+        input: &HostInput<'_>,
+    ) -> Result<Vec<(&'static str, Array2<f64>)>, RouteError> {
+        if !self.config.detach_stats {
+            return Ok(Vec::new());
+        }
+        let given = Perturbation::default();
+        let found = augment(&self.config, input.x_td, &given, input.padding_t);
+        Ok(HELD.into_iter().zip([found.mean_td, found.std_td]).collect())
+    }
 }
 
 #[cfg(test)]
@@ -262,20 +236,20 @@ mod tests {
             eps2_td: Some(array![[0.0], [1.0]]),
             ..Perturbation::default()
         };
-        let params = Params {
+        let host = HostS2Moe {
             router_ed: array![[1.0]],
             bias_e: array![0.0],
-            gate_w_d: array![0.0],
-            gate_b: 0.0,
+            blend_d: array![0.0],
+            blend_bias: 0.0,
+            config: Config { top_k: 1, ..Config::preset("paper") },
         };
-        let config = Config::preset("paper");
+        let (input, root) = (HostInput::new(x_td.view()), 2f64.sqrt());
         let double = |_, rows: ArrayView2<'_, f64>| &rows * 2.0;
-        let found = layer(&config, &params, x_td.view(), &given, double).unwrap();
-        let root = 2f64.sqrt();
+        let found = host.passes(&input.train(true), &given, &double).unwrap();
         let want = array![[1.0 + 3.0 + root], [3.0 + 5.0 + root]];
         assert!((&found.y_td - &want).iter().all(|miss| miss.abs() < 1e-12), "{found:?}");
-        assert!((found.nce - 2f64.ln()).abs() < 1e-12);
-        assert!((found.aux - (0.01 + 0.1 * 2f64.ln())).abs() < 1e-12);
-        assert_eq!(infer(&config, &params, x_td.view(), double).unwrap().y_td, &x_td * 2.0);
+        assert!((host.uncertainty(&input, &found) - 2f64.ln()).abs() < 1e-12);
+        assert_eq!(found.routing.aux, [("balance", 1.0)]);
+        assert_eq!(host.layer(&input, &double).unwrap().0, &x_td * 2.0);
     }
 }

@@ -1,5 +1,6 @@
 //! Parameters of the release's networks for 1 x 28 x 28 images.
 
+use super::GATE_HIDDEN;
 use crate::config::ConfigError;
 
 /// A convolution of this kernel side, with bias.
@@ -51,5 +52,6 @@ pub fn decoder(name: &str, latent: u128) -> Result<u128, ConfigError> {
 
 /// Of the gate.
 pub fn gate(latent: u128, experts: u128) -> u128 {
-    linear(latent, 64) + linear(64, 32) + linear(32, experts)
+    let [first, second] = GATE_HIDDEN.map(u128::from);
+    linear(latent, first) + linear(first, second) + linear(second, experts)
 }

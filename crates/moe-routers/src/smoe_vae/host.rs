@@ -24,7 +24,8 @@ pub type Linear = (Array2<f64>, Array1<f64>);
 /// The gate's logits, `[b, n]`: three linear layers, ReLU between them.
 pub fn gate_mlp(z_bz: ArrayView2<'_, f64>, layers: &[Linear; 3]) -> Array2<f64> {
     let linear = |x: &Array2<f64>, (w, b): &Linear| x.dot(&w.t()) + b;
-    let relu = |x: Array2<f64>| x.mapv(|v| v.max(0.0));
+    // `max` would make a zero of a NaN.
+    let relu = |x: Array2<f64>| x.mapv(|v| if v < 0.0 { 0.0 } else { v });
     let h_bh = relu(linear(&z_bz.to_owned(), &layers[0]));
     linear(&relu(linear(&h_bh, &layers[1])), &layers[2])
 }
@@ -42,8 +43,8 @@ pub struct Gate {
     pub mask_bn: Array2<f64>,
 }
 
-/// (2), and the weights of (3).
-pub fn gate(config: &Config, logits_bn: ArrayView2<'_, f64>) -> Gate {
+/// (2), and the weights of (3): of all experts if `dense`, else of the most probable one.
+pub fn gate(dense: bool, logits_bn: ArrayView2<'_, f64>) -> Gate {
     let prob_bn = score::softmax(logits_bn);
     // By logits, which rounding cannot make equal.
     let best = |row: ArrayView1<'_, f64>| top_k(row.iter().copied(), 1)[0];
@@ -52,7 +53,7 @@ pub fn gate(config: &Config, logits_bn: ArrayView2<'_, f64>) -> Gate {
     for (b, &n) in expert_b.iter().enumerate() {
         hard_bn[[b, n]] = 1.0;
     }
-    let (combine_bn, mask_bn) = if config.dense() {
+    let (combine_bn, mask_bn) = if dense {
         (prob_bn.clone(), Array2::ones(prob_bn.dim()))
     } else {
         (hard_bn.clone(), hard_bn)
@@ -142,11 +143,28 @@ pub fn loss(config: &Config, gate: &Gate, batch: &Batch<'_>) -> Losses {
     Losses { xhat_bp, recon, kl, mean_prob_n, terms, gating, total }
 }
 
+/// `L_lb` of (5).
+pub fn balance(mean_prob_n: ArrayView1<'_, f64>) -> f64 {
+    let experts = mean_prob_n.len() as f64;
+    experts * mean_prob_n.mapv(|p| (p - 1.0 / experts).powi(2)).sum()
+}
+
+/// `L_ent` of (5) before the mean over images, `[b, n] -> [b]`.
+pub fn entropy(prob_bn: ArrayView2<'_, f64>) -> Array1<f64> {
+    -prob_bn.mapv(|p| p * (p + LOG_EPS).ln()).sum_axis(Axis(1))
+}
+
+/// `CE` of (7), and the experts aimed at, `[b]`.
+pub fn cross_entropy(prob_bn: ArrayView2<'_, f64>, labels_b: &[usize]) -> (f64, Vec<usize>) {
+    let log_bn = score::log_softmax(prob_bn.mapv(|p| (p + LOG_EPS).ln()).view());
+    let target_b: Vec<usize> = labels_b.iter().map(|label| label % log_bn.ncols()).collect();
+    let picked = target_b.iter().enumerate().map(|(b, &n)| log_bn[[b, n]]);
+    (-picked.sum::<f64>(), target_b)
+}
+
 /// (5)
 fn unsupervised(config: &Config, gate: &Gate, mean_prob_n: ArrayView1<'_, f64>) -> (Terms, f64) {
-    let experts = mean_prob_n.len() as f64;
-    let balance = experts * mean_prob_n.mapv(|p| (p - 1.0 / experts).powi(2)).sum();
-    let entropy_b = -gate.prob_bn.mapv(|p| p * (p + LOG_EPS).ln()).sum_axis(Axis(1));
+    let (balance, entropy_b) = (balance(mean_prob_n), entropy(gate.prob_bn.view()));
     let entropy = entropy_b.mean().unwrap_or(0.0);
     let gating = config.balance_coeff * balance + config.entropy_coeff * entropy;
     (Terms::Unsupervised { balance, entropy_b }, gating)
@@ -154,9 +172,6 @@ fn unsupervised(config: &Config, gate: &Gate, mean_prob_n: ArrayView1<'_, f64>) 
 
 /// (7)
 fn supervised(config: &Config, gate: &Gate, labels_b: &[usize]) -> (Terms, f64) {
-    let log_bn = score::log_softmax(gate.prob_bn.mapv(|p| (p + LOG_EPS).ln()).view());
-    let target_b: Vec<usize> = labels_b.iter().map(|label| label % log_bn.ncols()).collect();
-    let picked = target_b.iter().enumerate().map(|(b, &n)| log_bn[[b, n]]);
-    let cross_entropy = -picked.sum::<f64>();
+    let (cross_entropy, target_b) = cross_entropy(gate.prob_bn.view(), labels_b);
     (Terms::Supervised { cross_entropy, target_b }, config.balance_coeff * cross_entropy)
 }

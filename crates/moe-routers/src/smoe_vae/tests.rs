@@ -21,7 +21,7 @@ fn by_hand() {
     let decoded_bnp = array![[[1.0], [0.0]]];
     for (mode, xhat, recon) in [(Mode::Train, 0.75, 0.0625), (Mode::Eval, 1.0, 0.25)] {
         let config = Config { mode, ..Config::preset("debug") };
-        let gate = host::gate(&config, logits_bn.view());
+        let gate = host::gate(config.dense(), logits_bn.view());
         let losses = host::loss(
             &config,
             &gate,
@@ -72,7 +72,7 @@ fn host_total(config: &Config, logits_bn: &Array2<f64>, mu_bz: &Array2<f64>) -> 
     let labels = LABELS.map(|label| label as usize);
     host::loss(
         config,
-        &host::gate(config, logits_bn.view()),
+        &host::gate(config.dense(), logits_bn.view()),
         &host::Batch {
             decoded_bnp: decoded().view(),
             x_bp: images().view(),
@@ -89,7 +89,7 @@ fn torch_total(config: &Config, logits_bn: &Tensor, mu_bz: &Tensor) -> Tensor {
     let labels = Tensor::from_slice(&LABELS);
     torch::loss(
         config,
-        &torch::gate(config, logits_bn),
+        &torch::gate(config.dense(), logits_bn),
         &torch::Batch {
             decoded_bnp: &Tensor::from_slice(&flat).view([3, 3, 2]),
             x_bp: &to_tensor(images().view(), logits_bn),

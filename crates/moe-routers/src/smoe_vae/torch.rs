@@ -36,13 +36,14 @@ pub struct Gate {
     pub mask_bn: Tensor,
 }
 
-/// (2), and the weights of (3).
-pub fn gate(config: &Config, logits_bn: &Tensor) -> Gate {
+/// (2), and the weights of (3): of all experts if `dense`, else of the most probable one. There may be
+/// axes before `b`.
+pub fn gate(dense: bool, logits_bn: &Tensor) -> Gate {
     let prob_bn = logits_bn.softmax(-1, logits_bn.kind());
     // By logits, which rounding cannot make equal. Stable, because `argmax` picks any of equals.
     let expert_b1 = logits_bn.detach().argsort_stable(true, -1, true).narrow(-1, 0, 1);
     let hard_bn = prob_bn.detach().zeros_like().scatter_value(-1, &expert_b1, 1.0);
-    let (combine_bn, mask_bn) = if config.dense() {
+    let (combine_bn, mask_bn) = if dense {
         (prob_bn.shallow_clone(), hard_bn.ones_like())
     } else {
         (hard_bn.shallow_clone(), hard_bn)
@@ -128,22 +129,35 @@ pub fn loss(config: &Config, gate: &Gate, batch: &Batch<'_>) -> Losses {
     Losses { xhat_bp, recon, kl, mean_prob_n, terms, gating, total }
 }
 
+/// `L_lb` of (5), `[.., n] -> [..]`.
+pub fn balance(mean_prob_n: &Tensor) -> Tensor {
+    let experts = mean_prob_n.size()[mean_prob_n.dim() - 1] as f64;
+    (mean_prob_n - 1.0 / experts).square().sum_dim_intlist(-1, false, None) * experts
+}
+
+/// `L_ent` of (5) before the mean over images, `[.., n] -> [..]`.
+pub fn entropy(prob_bn: &Tensor) -> Tensor {
+    -(prob_bn * (prob_bn + LOG_EPS).log()).sum_dim_intlist(-1, false, None)
+}
+
+/// `CE` of (7), `[.., b, n] -> [..]`, and the experts aimed at, `[.., b]`, for labels of that shape.
+pub fn cross_entropy(prob_bn: &Tensor, labels_b: &Tensor) -> (Tensor, Tensor) {
+    let log_bn = (prob_bn + LOG_EPS).log().log_softmax(-1, prob_bn.kind());
+    let target_b = labels_b.remainder(prob_bn.size()[prob_bn.dim() - 1]);
+    let picked_b = log_bn.gather(-1, &target_b.unsqueeze(-1), false).squeeze_dim(-1);
+    (-picked_b.sum_dim_intlist(-1, false, None), target_b)
+}
+
 /// (5)
 fn unsupervised(config: &Config, gate: &Gate, mean_prob_n: &Tensor) -> (Terms, Tensor) {
-    let experts = mean_prob_n.size()[0] as f64;
-    let balance = (mean_prob_n - 1.0 / experts).square().sum(None::<Kind>) * experts;
-    let plogp_bn = &gate.prob_bn * (&gate.prob_bn + LOG_EPS).log();
-    let entropy_b = -plogp_bn.sum_dim_intlist(-1, false, None);
+    let (balance, entropy_b) = (balance(mean_prob_n), entropy(&gate.prob_bn));
     let gating = &balance * config.balance_coeff + entropy_b.mean(None) * config.entropy_coeff;
     (Terms::Unsupervised { balance, entropy_b }, gating)
 }
 
 /// (7)
 fn supervised(config: &Config, gate: &Gate, labels_b: &Tensor) -> (Terms, Tensor) {
-    let log_bn = (&gate.prob_bn + LOG_EPS).log().log_softmax(-1, gate.prob_bn.kind());
-    let target_b = labels_b.remainder(gate.prob_bn.size()[1]);
-    let picked_b1 = log_bn.gather(-1, &target_b.unsqueeze(-1), false);
-    let cross_entropy = -picked_b1.sum(None::<Kind>);
+    let (cross_entropy, target_b) = cross_entropy(&gate.prob_bn, labels_b);
     let gating = &cross_entropy * config.balance_coeff;
     (Terms::Supervised { cross_entropy, target_b }, gating)
 }

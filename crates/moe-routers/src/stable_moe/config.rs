@@ -2,7 +2,7 @@
 
 use super::{StableMoe, Student};
 use crate::config::{
-    ConfigError, Preset, RouterConfig, Settings, check_positive, check_weight, to_settings,
+    ConfigError, Preset, RouterConfig, Settings, Tie, check_positive, check_weight, to_settings,
 };
 use crate::params::{Init, Params, Role};
 use crate::router::{Dims, Router, room};
@@ -88,6 +88,11 @@ impl RouterConfig for Config {
         check_weight("distill_weight", self.distill_weight)?;
         check_positive("vocab", self.vocab as f64)?;
         check_positive("gain", self.gain)
+    }
+
+    fn ties(&self) -> &'static [(&'static str, Tie)] {
+        // 6000 of 60000 updates in the released example.
+        &[("stage1_steps", Tie::ShareOfSteps(0.1)), ("vocab", Tie::Vocab)]
     }
 
     fn active_experts(&self, _: usize) -> f64 {

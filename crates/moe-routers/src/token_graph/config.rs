@@ -161,7 +161,32 @@ impl RouterConfig for Config {
     }
 
     fn causal(&self) -> bool {
-        self.causal || self.graph == Graph::None
+        self.causal || self.graph != Graph::Similarity
+    }
+
+    fn within_sequence(&self) -> bool {
+        true
+    }
+
+    fn reads_attention(&self) -> bool {
+        self.graph == Graph::Attention
+    }
+
+    fn check_block(&self, heads: usize) -> Result<(), ConfigError> {
+        let refuse = |key, reason: String| Err(ConfigError::setting(key, reason));
+        match (self.graph, self.pool) {
+            (Graph::Given, _) => refuse("graph", "no block hands in a graph for `given`".into()),
+            (Graph::Attention, Pool::Weighted) => {
+                refuse("pool", "no block hands in the head weights of `weighted`".into())
+            }
+            (Graph::Attention, Pool::Posterior) => {
+                refuse("pool", "no block hands in the head values of `posterior`".into())
+            }
+            (Graph::Attention, Pool::Single) if self.head >= heads => {
+                refuse("head", format!("{} is out of range 0..{heads} (model.heads)", self.head))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {

@@ -88,14 +88,16 @@ fn posterior(sigma: f64, x_gtd: &Tensor, attention_ghtn: &Tensor, values_ghnd: &
     &joint_gtn / joint_gtn.sum_dim_intlist(-1, true, None)
 }
 
-/// Whether token `i` may read token `j`, `[g or 1, t, t]`, bool.
-fn may_read(config: &Config, x_gtd: &Tensor, sources: &Sources) -> Tensor {
+/// Whether token `i` may not read token `j`, `[g or 1, t, t]`, bool; `None` where all read all.
+fn barred(config: &Config, x_gtd: &Tensor, sources: &Sources) -> Option<Tensor> {
     let (_, t, _) = axes3(x_gtd);
-    let all_1tt = Tensor::ones([1, t, t], (Kind::Bool, x_gtd.device()));
-    let past_1tt = if config.causal { all_1tt.tril(0) } else { all_1tt };
-    match &sources.segments_gt {
-        None => past_1tt,
-        Some(of_gt) => past_1tt.logical_and(&of_gt.unsqueeze(1).eq_tensor(&of_gt.unsqueeze(2))),
+    let later_1tt = || Tensor::ones([1, t, t], (Kind::Bool, x_gtd.device())).triu(1);
+    let apart_gtt = |of_gt: &Tensor| of_gt.unsqueeze(1).ne_tensor(&of_gt.unsqueeze(2));
+    match (config.causal, &sources.segments_gt) {
+        (false, None) => None,
+        (true, None) => Some(later_1tt()),
+        (false, Some(of_gt)) => Some(apart_gtt(of_gt)),
+        (true, Some(of_gt)) => Some(later_1tt().logical_or(&apart_gtt(of_gt))),
     }
 }
 
@@ -117,16 +119,27 @@ pub fn graph(
             let left_gtd =
                 w_s_dd.map_or_else(|| x_gtd.shallow_clone(), |w_s_dd| x_gtd.matmul(w_s_dd));
             let logits_gtt = left_gtd.matmul(&x_gtd.transpose(1, 2)) / config.tau;
-            let barred_gtt = may_read(config, x_gtd, sources).logical_not();
-            logits_gtt.masked_fill(&barred_gtt, f64::NEG_INFINITY).softmax(-1, x_gtd.kind())
+            let open_gtt = match barred(config, x_gtd, sources) {
+                Some(barred_gtt) => logits_gtt.masked_fill(&barred_gtt, f64::NEG_INFINITY),
+                None => logits_gtt,
+            };
+            open_gtt.softmax(-1, x_gtd.kind())
         }
         Graph::Attention => masked(config, &pool(config, x_gtd, sources)?, x_gtd, sources),
         Graph::Given => masked(config, needed(&sources.graph_gtn, "graph")?, x_gtd, sources),
     };
-    let cached = graph_gtn.size()[2] - t;
-    let itself_tn = eye_tt.constant_pad_nd([cached, 0]) * config.self_edge;
-    let graph_gtn = graph_gtn * (1.0 - config.self_edge) + itself_tn;
+    let graph_gtn = with_self_edge(config, graph_gtn, &eye_tt);
     Ok(if config.detach_graph { graph_gtn.detach() } else { graph_gtn })
+}
+
+/// Adds the token itself to its row, `[g, t, n] -> [g, t, n]`.
+fn with_self_edge(config: &Config, graph_gtn: Tensor, eye_tt: &Tensor) -> Tensor {
+    if config.self_edge == 0.0 {
+        return graph_gtn;
+    }
+    let cached = graph_gtn.size()[2] - eye_tt.size()[0];
+    let itself_tn = eye_tt.constant_pad_nd([cached, 0]) * config.self_edge;
+    graph_gtn * (1.0 - config.self_edge) + itself_tn
 }
 
 /// Drops cached columns if they are not used, and what a token may not read; then renormalises. A row
@@ -134,15 +147,17 @@ pub fn graph(
 fn masked(config: &Config, graph_gtn: &Tensor, x_gtd: &Tensor, sources: &Sources) -> Tensor {
     let (_, t, all) = axes3(graph_gtn);
     let dropped = if config.cache == Cache::Renormalize { all - t } else { 0 };
-    if dropped == 0 && !config.causal && sources.segments_gt.is_none() {
+    let barred_gtt = barred(config, x_gtd, sources);
+    if dropped == 0 && barred_gtt.is_none() {
         return graph_gtn.shallow_clone();
     }
-    let graph_gtn = graph_gtn.narrow(2, dropped, all - dropped);
     let cached = all - dropped - t;
-    let open_gtt = may_read(config, x_gtd, sources).to_kind(graph_gtn.kind());
-    // Cached columns stay open.
-    let open_gtn = (open_gtt - 1.0).constant_pad_nd([cached, 0]) + 1.0;
-    let graph_gtn = graph_gtn * open_gtn;
+    let graph_gtn = graph_gtn.narrow(2, dropped, all - dropped);
+    let graph_gtn = match barred_gtt {
+        // Cached columns stay open.
+        Some(barred_gtt) => graph_gtn.masked_fill(&barred_gtt.constant_pad_nd([cached, 0]), 0.0),
+        None => graph_gtn,
+    };
     let sum_gt1 = graph_gtn.sum_dim_intlist(-1, true, None);
     let lost_gt1 = sum_gt1.le(0.0);
     let eye_tn = Tensor::eye(t, (x_gtd.kind(), x_gtd.device())).constant_pad_nd([cached, 0]);
@@ -235,11 +250,16 @@ impl TokenGraph {
 
 impl Router for TokenGraph {
     fn route(&self, x_gtd: &Tensor, cx: &RouteCx<'_>) -> Result<Routing, RouteError> {
-        let sources = Sources {
-            attention_ghtn: cx.attention_gmtt.map(Tensor::shallow_clone),
-            graph_gtn: cx.attention_gmtt.map(|a| a.mean_dim(1, false, None)),
-            ..Sources::default()
-        };
+        let mut sources = Sources::default();
+        match (self.config.graph, cx.attention_gmtt) {
+            (Graph::Attention, Some(attention)) => {
+                sources.attention_ghtn = Some(attention.shallow_clone());
+            }
+            (Graph::Given, Some(attention)) => {
+                sources.graph_gtn = Some(attention.mean_dim(1, false, None));
+            }
+            _ => {}
+        }
         Ok(self.decide(x_gtd, cx, &sources)?.routing)
     }
 

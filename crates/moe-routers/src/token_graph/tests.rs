@@ -1,10 +1,11 @@
 //! The token graph by hand.
 
 use super::*;
+use crate::convert::{to_host, to_tensor};
 use crate::tolerance::{relative_error, tolerance};
 use moe_core::HostInput;
 use ndarray::{Array2, array};
-use tch::Kind;
+use tch::{Device, Kind, Tensor};
 
 /// Tokens (1, 0), (0, 1), identity router scaled by ln 3: r = (3/4, 1/4), (1/4, 3/4). Similarity at
 /// tau = 1/ln 3: products 1 and 0, so S = [[3/4, 1/4], [1/4, 3/4]] and pi_0 = (9 + 1, 3 + 3) / 16 =
@@ -34,6 +35,26 @@ fn cached_columns_by_hand() {
     let config = Config { causal: true, ..Config::preset("given") };
     let x_td = Array2::<f64>::eye(2);
     assert_eq!(host_graph(&config, x_td.view(), None, &sources).unwrap(), Array2::<f64>::eye(2));
+}
+
+/// The same column in use, causal: row 0 loses token 1 and (1/2, 1/4) becomes (2/3, 1/3); row 1 reads
+/// all. Either side.
+#[test]
+fn cached_columns_in_use_stay_open() {
+    let given_tn = array![[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]];
+    let want_tn = array![[2.0 / 3.0, 1.0 / 3.0, 0.0], [0.5, 0.25, 0.25]];
+    let config = Config { causal: true, cache: Cache::Use, ..Config::preset("given") };
+    let x_td = Array2::<f64>::eye(2);
+    let host_sources = HostSources { graph_tn: Some(given_tn.clone()), ..HostSources::default() };
+    let host_tn = host_graph(&config, x_td.view(), None, &host_sources).unwrap();
+    let x_gtd = Tensor::eye(2, (Kind::Double, Device::Cpu)).unsqueeze(0);
+    let graph_gtn = Some(to_tensor(given_tn.view(), &x_gtd).unsqueeze(0));
+    let sources = Sources { graph_gtn, ..Sources::default() };
+    let torch_tn = to_host(&graph(&config, &x_gtd, None, &sources).unwrap().get(0));
+    for found_tn in [host_tn, torch_tn] {
+        let errors = found_tn.iter().zip(&want_tn).map(|(got, want)| relative_error(*got, *want));
+        assert!(errors.fold(0.0, f64::max) < tolerance(Kind::Double).value, "{found_tn}");
+    }
 }
 
 /// One expert of two changes places with the other: the first differs, the set does not.

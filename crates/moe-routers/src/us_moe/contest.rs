@@ -1,9 +1,11 @@
 //! Contests among pairs of token and expert: (4), and token and expert choice as the same thing with
 //! other opponents.
 //!
-//! Axis letters: `g` groups, `t` tokens, `e` experts, `n` pairs, token-major, `q` contests.
+//! Axis letters: `g` groups, `t` tokens, `e` experts, `n` pairs, token-major, `p` of them, `q` contests.
 
 use super::{Config, Group};
+use crate::order::largest;
+use crate::router::axes3;
 use moe_core::top_k;
 use ndarray::{Array2, ArrayView2};
 use tch::{Device, Kind, Tensor};
@@ -120,24 +122,6 @@ pub struct TensorCrowd {
 }
 
 impl TensorCrowd {
-    /// Equal groups of the router, `(groups, tokens)`, their tokens together or each alone.
-    pub fn equal(
-        group: Group,
-        (groups, tokens): (i64, i64),
-        valid_t: Option<Tensor>,
-        device: Device,
-    ) -> Self {
-        let token_t = Tensor::arange(groups * tokens, (Kind::Int64, device));
-        let valid_t = valid_t.unwrap_or_else(|| token_t.ones_like().to_kind(Kind::Bool));
-        match group {
-            Group::All => {
-                let group_t = token_t.divide_scalar_mode(tokens, "floor");
-                Self { group_t, groups, valid_t }
-            }
-            Group::Token => Self { group_t: token_t, groups: groups * tokens, valid_t },
-        }
-    }
-
     /// A copy of a crowd of the host.
     pub fn from_host(crowd: &Crowd, device: Device) -> Self {
         let group_t: Vec<i64> = crowd.group_t.iter().map(|&g| g as i64).collect();
@@ -180,6 +164,36 @@ pub fn select(config: &Config, score_te: &Tensor, crowd: &TensorCrowd) -> (Tenso
     let budget_g = config.budgets(&crowd.sizes(), score_te.size()[1]);
     let contest_te = crowd.group_t.unsqueeze(-1).expand_as(score_te);
     (crowd.compete(score_te, &contest_te, &budget_g), budget_g)
+}
+
+/// (4) for the equal groups of a router, `[g, t, e]`, their tokens together or each alone: the selected
+/// pairs, bool. One selection in every contest, where [`select`] sorts all pairs.
+pub fn select_in_groups(
+    config: &Config,
+    score_gte: &Tensor,
+    padding_gt: Option<&Tensor>,
+) -> Tensor {
+    let (g, t, e) = axes3(score_gte);
+    let (contests, tokens) = match config.group {
+        Group::All => (g, t),
+        Group::Token => (g * t, 1),
+    };
+    let options = (Kind::Int64, score_gte.device());
+    let most = config.budget(tokens as usize, e as usize) as i64;
+    let mut score_gte = score_gte.detach();
+    let mut budget_q1 = Tensor::full([contests, 1], most, options);
+    if let Some(padding_gt) = padding_gt {
+        // Behind every pair that takes part, of which there are at least as many as the budget.
+        score_gte = score_gte.masked_fill(&padding_gt.unsqueeze(-1), f64::NEG_INFINITY);
+        let valid_qt = padding_gt.logical_not().reshape([contests, tokens]);
+        let size_q1 = valid_qt.sum_dim_intlist(-1, true, Kind::Int64);
+        budget_q1 = config.budgets(&size_q1, e);
+    }
+    let score_qn = score_gte.reshape([contests, tokens * e]);
+    let pair_qp = largest(&score_qn, most);
+    let wins_qp = Tensor::arange(most, options).lt_tensor(&budget_q1).expand_as(&pair_qp);
+    let nothing_qn = score_qn.zeros_like().to_kind(Kind::Bool);
+    nothing_qn.scatter(-1, &pair_qp, &wins_qp).view([g, t, e])
 }
 
 /// Each token its k best experts by the same scores, `[t, e]`, bool.

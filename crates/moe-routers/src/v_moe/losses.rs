@@ -23,32 +23,32 @@ pub struct Losses {
     pub importance: Tensor,
     /// (A.2), a scalar; `None` without noise, where it is undefined.
     pub load: Option<Tensor>,
-    /// `E sum_e f_e P_e` of the noisy probabilities and first choices, a scalar.
-    pub gshard: Tensor,
+}
+
+/// `E sum_e f_e P_e` of the noisy probabilities, `[g, t, e]`, a scalar. Whatever k is, the shares count
+/// each token's largest.
+pub fn gshard(prob_gte: &Tensor) -> Tensor {
+    let first_gt1 = ChoicesGtk::top_k(prob_gte, 1).expert_gtk;
+    losses::load_balance(prob_gte, &first_gt1, AuxForm::SumK)
 }
 
 impl Losses {
     /// Of clean logits, and of the noisy ones if there is noise; both `[g, t, e]`.
     pub fn of(config: &Config, clean_gte: &Tensor, noisy_gte: Option<&Tensor>) -> Self {
-        let softmax = |logits_gte: &Tensor| logits_gte.softmax(-1, logits_gte.kind());
-        let importance_ge = softmax(clean_gte).sum_dim_intlist(1, false, None);
+        let prob_gte = clean_gte.softmax(-1, clean_gte.kind());
+        let importance_ge = prob_gte.sum_dim_intlist(1, false, None);
         let load_ge = noisy_gte.map(|noisy_gte| expected_load(config, clean_gte, noisy_gte));
-        let prob_gte = softmax(noisy_gte.unwrap_or(clean_gte));
-        // Whatever k is, the shares count each token's largest noisy probability.
-        let first_gt1 = ChoicesGtk::top_k(&prob_gte, 1).expert_gtk;
         Self {
             importance: losses::cv_squared(&importance_ge),
             load: load_ge.as_ref().map(losses::cv_squared),
-            gshard: losses::load_balance(&prob_gte, &first_gt1, AuxForm::SumK),
             importance_ge,
             load_ge,
         }
     }
 
-    /// The weighted sum, a scalar.
-    pub fn total(&self, config: &Config) -> Tensor {
-        let total =
-            &self.importance * config.importance_weight + &self.gshard * config.gshard_weight;
+    /// The weighted sum with this [`gshard`] loss, a scalar.
+    pub fn total(&self, config: &Config, gshard: &Tensor) -> Tensor {
+        let total = &self.importance * config.importance_weight + gshard * config.gshard_weight;
         self.load.iter().fold(total, |total, load| total + load * config.load_weight)
     }
 }

@@ -1,99 +1,36 @@
 //! The layer in plain `f64`, in the order of the equations.
 //!
-//! Axis letters: `t` tokens, `d` width, `e` experts, `k` choices, `c` codes, `n` rows of one expert.
+//! Axis letters: `t` tokens, `d` width, `e` experts, `k` choices, `c` codes.
 
-use super::{Block, COS_FLOOR, CodeMap, Config, Distance, Input, Mode, Score, reanchor};
-use crate::config::ConfigError;
+mod measures;
+mod quantizer;
+
+pub use measures::{balance_terms, collapse, consistency, perplexity, reanchored, usage};
+pub use quantizer::{Quantized, quantize};
+
+use super::{Block, Config, FIXED_CODES, FIXED_TOKENS, Mode, Score};
 use crate::norm::HostNorm;
+use crate::router::room;
 use moe_core::{
-    AuxForm, Choices, Chosen, DropOrder, HostRouting, RouteError, balance::LoadBalance, score,
-    top_k,
+    AuxForm, Choices, Chosen, DropOrder, HostExpert, HostInput, HostRouting, LoadBalance,
+    Reference, RouteError, balance, score,
 };
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
-use std::collections::BTreeSet;
+use quantizer::unit_rows;
 
-/// What the quantiser says of the tokens.
+/// The reference layer.
 #[derive(Debug, Clone)]
-pub struct Quantized {
-    /// `D` of (3), `[t, c]`.
-    pub distance_tc: Array2<f64>,
-    /// The nearest code of every token, the lower one in a tie.
-    pub code_t: Vec<usize>,
-    /// `q`, `[t, d]`.
-    pub q_td: Array2<f64>,
-    /// `m` of (5), `[t, d]`.
-    pub m_td: Array2<f64>,
-    /// First term of (4).
-    pub codebook_loss: f64,
-    /// Second term of (4), without beta.
-    pub commitment_loss: f64,
-}
-
-impl Quantized {
-    /// (4)
-    pub fn loss(&self, config: &Config) -> f64 {
-        self.codebook_loss + config.beta * self.commitment_loss
-    }
-}
-
-/// (3)-(5)
-pub fn quantize(
-    config: &Config,
-    x_td: ArrayView2<'_, f64>,
-    codebook_cd: ArrayView2<'_, f64>,
-) -> Quantized {
-    let distance_tc = distances(config.distance, x_td, codebook_cd);
-    let nearest = |row: ArrayView1<'_, f64>| top_k(row.iter().map(|d| -d), 1)[0];
-    let code_t: Vec<usize> = distance_tc.rows().into_iter().map(nearest).collect();
-    let q_td = codebook_cd.select(Axis(0), &code_t);
-    let gap_td = &q_td - &x_td;
-    let m_td = match config.input {
-        Input::CodeMix => &x_td * (1.0 - config.mix_rate) + &gap_td * config.mix_rate,
-        Input::Quantized => &x_td + &gap_td,
-    };
-    let mean_square = gap_td.mapv(|v| v * v).mean().unwrap_or(0.0);
-    let (codebook_loss, commitment_loss) = (mean_square, mean_square); // they differ in gradients
-    Quantized { distance_tc, code_t, q_td, m_td, codebook_loss, commitment_loss }
-}
-
-fn distances(
-    distance: Distance,
-    x_td: ArrayView2<'_, f64>,
-    codebook_cd: ArrayView2<'_, f64>,
-) -> Array2<f64> {
-    let square = |rows: ArrayView2<'_, f64>| rows.map_axis(Axis(1), |row| row.dot(&row));
-    match distance {
-        Distance::L2 => {
-            let dot_tc = x_td.dot(&codebook_cd.t());
-            square(x_td).insert_axis(Axis(1)) + &square(codebook_cd) - dot_tc * 2.0
-        }
-        Distance::Cos => 1.0 - score::cosine(x_td, codebook_cd, COS_FLOOR),
-    }
-}
-
-/// Share of the tokens that have each code, `[c]`.
-pub fn usage(code_t: &[usize], codes: usize) -> Array1<f64> {
-    let mut usage_c = Array1::zeros(codes);
-    for &code in code_t {
-        usage_c[code] += 1.0 / code_t.len() as f64;
-    }
-    usage_c
-}
-
-/// Number of codes in use, as the exponential of their entropy; the epsilon is the release's.
-pub fn perplexity(usage_c: ArrayView1<'_, f64>) -> f64 {
-    (-usage_c.mapv(|p| p * (p + 1e-10).ln()).sum()).exp()
-}
-
-/// The layer's parameters besides its experts.
-#[derive(Debug, Clone)]
-pub struct Parameters {
+pub struct HostVqMoe {
+    /// Settings.
+    pub config: Config,
     /// Codes, `[c, d]`.
     pub codebook_cd: Array2<f64>,
-    /// Expert embeddings or the router's matrix, `[e, d]`, and its bias, `[e]`; unused without the
+    /// The expert of every code, `[c]`.
+    pub expert_c: Vec<usize>,
+    /// Expert embeddings or the router's matrix, `[e, d]`, and its bias, `[e]`; unread without the
     /// continuous branch.
     pub router: Option<(Array2<f64>, Option<Array1<f64>>)>,
-    /// Branch gate, `[2, d]`, and its bias, `[2]`; unused without the continuous branch.
+    /// Branch gate, `[2, d]`, and its bias, `[2]`; likewise.
     pub gate: Option<(Array2<f64>, Option<Array1<f64>>)>,
     /// The norm, used wherever there is one.
     pub norm: HostNorm,
@@ -101,84 +38,159 @@ pub struct Parameters {
     pub experts: usize,
 }
 
-/// The continuous branch and its gates.
+/// What the continuous branch decides.
 #[derive(Debug)]
 pub struct Continuous {
-    /// What its router decided.
+    /// What its router decided, with the loss of (8).
     pub routing: HostRouting,
-    /// Its output, `[t, d]`.
-    pub y_td: Array2<f64>,
     /// Branch gates, `[t, 2]`.
     pub gate_t2: Array2<f64>,
+}
+
+/// What both branches decide.
+#[derive(Debug)]
+pub struct Decision {
+    /// (3)-(5)
+    pub quantized: Quantized,
+    /// The discrete branch as a routing with weight 1.
+    pub discrete: HostRouting,
+    /// Absent in discrete mode.
+    pub continuous: Option<Continuous>,
+    /// Number of codes in use.
+    pub perplexity: f64,
 }
 
 /// A layer's results.
 #[derive(Debug)]
 pub struct Output {
-    /// (3)-(5)
-    pub quantized: Quantized,
-    /// The discrete branch as a routing with weight 1.
-    pub discrete: HostRouting,
-    /// Its output, `[t, d]`.
+    /// Who went where.
+    pub decision: Decision,
+    /// The continuous branch, `[t, d]`; absent in discrete mode.
+    pub y_continuous_td: Option<Array2<f64>>,
+    /// The discrete branch, `[t, d]`.
     pub y_discrete_td: Array2<f64>,
-    /// Absent in discrete mode.
-    pub continuous: Option<Continuous>,
     /// (7), `[t, d]`.
     pub y_td: Array2<f64>,
     /// The stream behind the block, where there is one, `[t, d]`.
     pub x_out_td: Option<Array2<f64>>,
 }
 
-/// (1)-(7); `expert(e, rows)` is one expert.
-///
-/// # Errors
-/// If the codebook does not fit the experts, or values are not finite.
-pub fn layer(
-    config: &Config,
-    with: &Parameters,
-    x_td: ArrayView2<'_, f64>,
-    expert: impl Fn(usize, ArrayView2<'_, f64>) -> Array2<f64> + Sync,
-) -> Result<Output, VqError> {
-    let normed = |x_td: ArrayView2<'_, f64>| with.norm.apply(x_td, config.ln_eps);
-    let h_td = if config.block == Block::Pre { normed(x_td) } else { x_td.to_owned() };
-    let quantized = quantize(config, h_td.view(), with.codebook_cd.view());
-    let (discrete, y_discrete_td) = discrete(config, with, &quantized, &expert)?;
-    let continuous = match config.mode {
-        Mode::Pretrain => Some(continuous(config, with, h_td.view(), &expert)?),
-        Mode::Discrete => None,
-    };
-    let y_td = match &continuous {
-        Some(c) => {
-            let gate = |branch: usize| c.gate_t2.column(branch).insert_axis(Axis(1));
-            &c.y_td * &gate(0) + &y_discrete_td * &gate(1)
+impl Decision {
+    /// The routing of the continuous branch, or of the discrete one where it is alone, with the
+    /// losses of the whole layer.
+    fn into_routing(self, config: &Config) -> HostRouting {
+        let used = ("code_perplexity", self.perplexity);
+        match self.continuous {
+            Some(Continuous { routing, .. }) => {
+                let vq = ("vq", self.quantized.loss(config));
+                let aux = std::iter::once(vq).chain(routing.aux).chain([used]).collect();
+                HostRouting { aux, ..routing }
+            }
+            None => HostRouting { aux: vec![used], ..self.discrete },
         }
-        None => y_discrete_td.clone(),
-    };
-    let x_out_td = match config.block {
-        Block::None => None,
-        Block::Post => Some(normed((&x_td + &y_td).view())),
-        Block::Pre => Some(&x_td + &y_td),
-    };
-    Ok(Output { quantized, discrete, y_discrete_td, continuous, y_td, x_out_td })
+    }
 }
 
-/// Why a layer cannot run.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum VqError {
-    /// A setting does not fit.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// Routing failed.
-    #[error(transparent)]
-    Route(#[from] RouteError),
-}
+impl HostVqMoe {
+    /// (1)-(6) without the experts.
+    ///
+    /// # Errors
+    /// Values that are not finite, draws of another shape, a capacity that cannot be used.
+    pub fn decide(&self, input: &HostInput<'_>) -> Result<Decision, RouteError> {
+        let quantized = quantize(&self.config, input, self.codebook_cd.view())?;
+        let continuous = match self.config.mode {
+            Mode::Pretrain => Some(self.continuous(input)?),
+            Mode::Discrete => None,
+        };
+        let discrete = self.discrete(&quantized.code_t, input)?;
+        let perplexity = self.perplexity(&quantized.code_t, input.padding_t);
+        Ok(Decision { quantized, discrete, continuous, perplexity })
+    }
 
-fn routing(logits_te: Array2<f64>, choices: Choices) -> Result<HostRouting, VqError> {
-    let gate_te = score::softmax(logits_te.view());
-    let room = (None, DropOrder::Arrival);
-    let chosen = Chosen::new(choices, logits_te.ncols(), room).map_err(RouteError::from)?;
-    let plan = chosen.plan().map_err(RouteError::from)?;
-    Ok(HostRouting { plan, chosen: Some(chosen), logits_te, gate_te, aux: Vec::new() })
+    /// Of the tokens that are no padding.
+    fn perplexity(&self, code_t: &[usize], padding_t: Option<&[bool]>) -> f64 {
+        let code_t1 = ArrayView1::from(code_t).insert_axis(Axis(1));
+        let valid_t: Vec<usize> = balance::valid_rows(code_t1, padding_t).into_iter().collect();
+        perplexity(usage(&valid_t, self.codebook_cd.nrows()).view())
+    }
+
+    /// (1), and (2) without the experts.
+    fn continuous(&self, input: &HostInput<'_>) -> Result<Continuous, RouteError> {
+        let (gate_2d, bias_2) = self.gate.as_ref().expect("pre-training has a branch gate");
+        let gate_t2 = score::softmax(linear(input.x_td, gate_2d, bias_2.as_ref()).view()); // (1)
+        let (router_ed, bias_e) = self.router.as_ref().expect("pre-training has a router");
+        let logits_te = match self.config.score {
+            Score::Linear => linear(input.x_td, router_ed, bias_e.as_ref()),
+            Score::Embedding => input.x_td.dot(&unit_rows(router_ed, self.config.embed_eps).t()),
+        };
+        let choices = Choices::top_k(logits_te.view(), self.config.top_k);
+        let aux = vec![("balance", self.balance(&logits_te, &choices, input.padding_t))];
+        let gate_tk = score::softmax(choices.gate_tk.view());
+        let (t, e) = logits_te.dim();
+        let room = room(input.capacity, None, (t, e, self.config.top_k))?;
+        let gate_te = score::softmax(logits_te.view());
+        let routing = routing(input, choices.with_gates(gate_tk), (logits_te, gate_te), room)?;
+        Ok(Continuous { routing: HostRouting { aux, ..routing }, gate_t2 })
+    }
+
+    /// (8)
+    fn balance(
+        &self,
+        logits_te: &Array2<f64>,
+        choices: &Choices,
+        padding_t: Option<&[bool]>,
+    ) -> f64 {
+        let prob_te = score::softmax((logits_te / self.config.balance_temperature).view());
+        let form = AuxForm::Fastmoe; // shares and probabilities over k: E sum f P / k
+        LoadBalance::of_valid(prob_te.view(), choices.expert_tk.view(), form, padding_t).loss
+    }
+
+    /// (6) without the experts.
+    fn discrete(&self, code_t: &[usize], input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
+        let expert_t: Vec<usize> = code_t.iter().map(|&code| self.expert_c[code]).collect();
+        let hard = |(t, e): (usize, usize)| f64::from(u8::from(expert_t[t] == e));
+        let logits_te = Array2::from_shape_fn((expert_t.len(), self.experts), hard);
+        let gate_tk = Array2::ones((expert_t.len(), 1));
+        let expert_tk = Array1::from_vec(expert_t).insert_axis(Axis(1));
+        let scores = (logits_te.clone(), logits_te);
+        routing(input, Choices { expert_tk, gate_tk }, scores, (None, DropOrder::Arrival))
+    }
+
+    /// (1)-(7); `expert(e, rows)` is one expert.
+    ///
+    /// # Errors
+    /// As [`Self::decide`].
+    pub fn forward(
+        &self,
+        input: &HostInput<'_>,
+        expert: &HostExpert<'_>,
+    ) -> Result<Output, RouteError> {
+        let h_td = self.normed(self.config.block == Block::Pre, input.x_td);
+        let inside = HostInput::new(h_td.view()).draws(input.draws);
+        let decision = self.decide(&inside.capacity(input.capacity).padding(input.padding_t))?;
+        let u_td = self.normed(self.config.ln_in, decision.quantized.m_td.view());
+        let y_td = decision.discrete.plan.apply(u_td.view(), expert);
+        let y_discrete_td = self.normed(self.config.ln_out, y_td.view()); // (6)
+        let y_continuous_td =
+            decision.continuous.as_ref().map(|c| c.routing.plan.apply(h_td.view(), expert)); // (2)
+        let y_td = match (&decision.continuous, &y_continuous_td) {
+            (Some(Continuous { gate_t2, .. }), Some(y_continuous_td)) => {
+                let gate = |branch: usize| gate_t2.column(branch).insert_axis(Axis(1));
+                y_continuous_td * &gate(0) + &y_discrete_td * &gate(1) // (7)
+            }
+            _ => y_discrete_td.clone(),
+        };
+        let x_out_td = match self.config.block {
+            Block::None => None,
+            Block::Post => Some(self.normed(true, (&input.x_td + &y_td).view())),
+            Block::Pre => Some(&input.x_td + &y_td),
+        };
+        Ok(Output { decision, y_continuous_td, y_discrete_td, y_td, x_out_td })
+    }
+
+    fn normed(&self, on: bool, x_td: ArrayView2<'_, f64>) -> Array2<f64> {
+        if on { self.norm.apply(x_td, self.config.ln_eps) } else { x_td.to_owned() }
+    }
 }
 
 /// `x w^T + b`.
@@ -187,114 +199,39 @@ fn linear(x_td: ArrayView2<'_, f64>, w_ed: &Array2<f64>, b_e: Option<&Array1<f64
     if let Some(b_e) = b_e { y_te + b_e } else { y_te }
 }
 
-/// (1)-(2)
-fn continuous(
-    config: &Config,
-    with: &Parameters,
-    x_td: ArrayView2<'_, f64>,
-    expert: impl Fn(usize, ArrayView2<'_, f64>) -> Array2<f64> + Sync,
-) -> Result<Continuous, VqError> {
-    let (gate_2d, bias_2) = with.gate.as_ref().expect("pre-training has a branch gate");
-    let gate_t2 = score::softmax(linear(x_td, gate_2d, bias_2.as_ref()).view()); // (1)
-    let (router_ed, bias_e) = with.router.as_ref().expect("pre-training has a router");
-    let logits_te = match config.score {
-        Score::Linear => linear(x_td, router_ed, bias_e.as_ref()),
-        Score::Embedding => x_td.dot(&unit_rows(router_ed, config.embed_eps).t()),
-    };
-    let choices = Choices::top_k(logits_te.view(), config.top_k);
-    let gate_tk = score::softmax(choices.gate_tk.view());
-    let routing = routing(logits_te, choices.with_gates(gate_tk))?;
-    Ok(Continuous { y_td: routing.plan.apply(x_td, expert), routing, gate_t2 })
+/// The routing of these choices under (logits, gates).
+fn routing(
+    input: &HostInput<'_>,
+    choices: Choices,
+    (logits_te, gate_te): (Array2<f64>, Array2<f64>),
+    room: (Option<usize>, DropOrder),
+) -> Result<HostRouting, RouteError> {
+    let present_tk = input.present(choices.expert_tk.ncols())?;
+    let chosen = Chosen::of_present(choices, present_tk.view(), logits_te.ncols(), room)?;
+    let plan = chosen.plan()?;
+    Ok(HostRouting { plan, chosen: Some(chosen), logits_te, gate_te, aux: Vec::new() })
 }
 
-/// Rows over their length, or over `floor` where they are shorter.
-fn unit_rows(w_ed: &Array2<f64>, floor: f64) -> Array2<f64> {
-    let length_e = w_ed.map_axis(Axis(1), |row| row.dot(&row).sqrt().max(floor));
-    w_ed / &length_e.insert_axis(Axis(1))
-}
-
-/// (6)
-fn discrete(
-    config: &Config,
-    with: &Parameters,
-    quantized: &Quantized,
-    expert: impl Fn(usize, ArrayView2<'_, f64>) -> Array2<f64> + Sync,
-) -> Result<(HostRouting, Array2<f64>), VqError> {
-    let expert_t =
-        experts_of(config.code_map, &quantized.code_t, with.codebook_cd.nrows(), with.experts)?;
-    let tokens = expert_t.len();
-    let hard = |(t, e): (usize, usize)| f64::from(u8::from(expert_t[t] == e));
-    let logits_te = Array2::from_shape_fn((tokens, with.experts), hard);
-    let expert_tk = Array1::from_vec(expert_t).insert_axis(Axis(1));
-    let routing = routing(logits_te, Choices { expert_tk, gate_tk: Array2::ones((tokens, 1)) })?;
-    let norm = |on: bool, x_td: Array2<f64>| {
-        if on { with.norm.apply(x_td.view(), config.ln_eps) } else { x_td }
-    };
-    let u_td = norm(config.ln_in, quantized.m_td.clone());
-    let y_td = routing.plan.apply(u_td.view(), expert);
-    Ok((routing, norm(config.ln_out, y_td)))
-}
-
-/// The expert of every token's code.
-///
-/// # Errors
-/// If the codebook does not fit the experts.
-pub fn experts_of(
-    map: CodeMap,
-    code_t: &[usize],
-    codes: usize,
-    experts: usize,
-) -> Result<Vec<usize>, ConfigError> {
-    let expert_c = map.expert_c(codes, experts)?;
-    Ok(code_t.iter().map(|&code| expert_c[code]).collect())
-}
-
-/// New usage, rate and codes of a codebook after a step whose tokens had `code_t`.
-pub fn reanchored(
-    decay: f64,
-    codebook_cd: ArrayView2<'_, f64>,
-    code_t: &[usize],
-    usage_c: ArrayView1<'_, f64>,
-    anchor_cd: ArrayView2<'_, f64>,
-) -> (Array1<f64>, Array1<f64>, Array2<f64>) {
-    let codes = codebook_cd.nrows();
-    let share_c = usage(code_t, codes);
-    let usage_c = ndarray::Zip::from(&usage_c)
-        .and(&share_c)
-        .map_collect(|&usage, &share| reanchor::usage(decay, usage, share));
-    let rate_c = usage_c.mapv(|usage| reanchor::rate(decay, usage, codes));
-    let rate_c1 = rate_c.view().insert_axis(Axis(1));
-    let codebook_cd = &codebook_cd * &(1.0 - &rate_c1) + &anchor_cd * &rate_c1;
-    (usage_c, rate_c, codebook_cd)
-}
-
-/// `E sum_e f_e P_e` over softmax(logits / temperature), `f` the share of all choices; the release
-/// divides it by k.
-pub fn balance_terms(
-    logits_te: ArrayView2<'_, f64>,
-    expert_tk: ArrayView2<'_, usize>,
-    temperature: f64,
-    over_k: bool,
-) -> LoadBalance {
-    let prob_te = score::softmax((&logits_te / temperature).view());
-    let mut balance = LoadBalance::of(prob_te.view(), expert_tk, AuxForm::DivK);
-    if over_k {
-        balance.loss /= expert_tk.ncols() as f64;
+impl Reference for HostVqMoe {
+    fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
+        Ok(self.decide(input)?.into_routing(&self.config))
     }
-    balance
-}
 
-/// Share of tokens that have the same set of experts in two routings.
-pub fn consistency(before_tk: ArrayView2<'_, usize>, now_tk: ArrayView2<'_, usize>) -> f64 {
-    let set = |row: ArrayView1<'_, usize>| row.iter().copied().collect::<BTreeSet<_>>();
-    let pairs = before_tk.rows().into_iter().zip(now_tk.rows());
-    pairs.filter(|(a, b)| set(*a) == set(*b)).count() as f64 / before_tk.nrows() as f64
-}
+    fn layer(
+        &self,
+        input: &HostInput<'_>,
+        expert: &HostExpert<'_>,
+    ) -> Result<(Array2<f64>, HostRouting), RouteError> {
+        let Output { decision, y_td, .. } = self.forward(input, expert)?;
+        Ok((y_td, decision.into_routing(&self.config)))
+    }
 
-/// Mean |cosine| of different rows: 1 if all are parallel.
-pub fn collapse(y_nd: ArrayView2<'_, f64>) -> f64 {
-    let n = y_nd.nrows();
-    let cos_nn = score::cosine(y_nd, y_nd, COS_FLOOR);
-    let all = cos_nn.mapv(f64::abs).sum() - cos_nn.diag().mapv(f64::abs).sum();
-    all / (n * (n - 1)) as f64
+    /// `sg[x]` and `sg[q]` of (4) and (5).
+    fn constants(
+        &self,
+        input: &HostInput<'_>,
+    ) -> Result<Vec<(&'static str, Array2<f64>)>, RouteError> {
+        let Quantized { q_td, .. } = quantize(&self.config, input, self.codebook_cd.view())?;
+        Ok(vec![(FIXED_TOKENS, input.x_td.to_owned()), (FIXED_CODES, q_td)])
+    }
 }

@@ -3,6 +3,7 @@
 //! Axis letters: `g` groups, `t` tokens, `e` experts.
 
 use super::{BalanceForm, Config, PaddingMode};
+use crate::losses;
 use moe_core::score;
 use ndarray::{Array1, ArrayView2};
 use tch::Tensor;
@@ -40,8 +41,7 @@ pub fn balance(
     // A group of padding alone has no loss rather than NaN.
     let tokens_g1 = counted_gt.sum_dim_intlist(-1, true, None).clamp_min(1.0);
     let sum_over_t = |v_gte: Tensor| v_gte.sum_dim_intlist(1, false, None);
-    let chosen_gte = first_gt.one_hot(experts).to_kind(kind) * valid_gt.unsqueeze(-1);
-    let count_ge = sum_over_t(chosen_gte);
+    let count_ge = losses::counts(&first_gt.unsqueeze(-1), (experts, kind), padding_gt);
     let fraction_ge = match config.balance_form {
         BalanceForm::Fraction => count_ge / &tokens_g1,
         BalanceForm::Count => count_ge,

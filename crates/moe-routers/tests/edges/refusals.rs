@@ -5,7 +5,7 @@
 
 use crate::rig::{Both, Given, PHASES, Rig, preset};
 use moe_core::{CapacityPolicy, Limit, RouteError};
-use moe_routers::{Paper, Phase, RouteCx, SeededNoise, Settings, paper, routers};
+use moe_routers::{Paper, Param, Phase, RouteCx, SeededNoise, Settings, paper, routers};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
@@ -205,16 +205,16 @@ fn what_is_not_finite() {
     }
 }
 
-/// A parameter that is NaN shows in the logits, in every router whose logits read parameters.
+/// A parameter that is NaN shows in the logits, in every router whose logits read it. A code of VQMoE
+/// that is NaN is never the nearest one, and nobody reads it.
 #[test]
 fn parameters_that_are_nan() {
     for paper in routers() {
         let Ok(rig) = Rig::new(paper, &with(paper, &json!({})), EXPERTS, Kind::Double) else {
             continue;
         };
-        let Some(first) = rig.store.entries().first().map(|p| p.tensor.shallow_clone()) else {
-            continue;
-        };
+        let read = rig.store.entries().iter().find(|p| !unread(&p.name)).map(share);
+        let Some(first) = read else { continue };
         let _ = tch::no_grad(|| first.get(0).get(0).fill_(f64::NAN));
         let given = Given::all(TOKENS, Kind::Double);
         for phase in PHASES {
@@ -224,6 +224,15 @@ fn parameters_that_are_nan() {
             assert!(host.is_err(), "{}: the reference takes it", paper.id);
         }
     }
+}
+
+/// VQMoE's parameters that no logit reads.
+fn unread(name: &str) -> bool {
+    ["codebook", "gate_w", "gate_b"].contains(&name)
+}
+
+fn share(param: &Param) -> Tensor {
+    param.tensor.shallow_clone()
 }
 
 /// A recipe's own room of no rows, for every router that a policy applies to.

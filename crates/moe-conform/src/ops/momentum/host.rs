@@ -6,8 +6,9 @@ use crate::op::{OpError, Outputs};
 use crate::ops::{host_universal, tensor, value_of};
 use moe_core::HostRouting;
 use moe_routers::convert::{to_host, to_host1};
-use moe_routers::momentum::host::{self, Norms, State, Step};
+use moe_routers::momentum::host::{self, State, Step};
 use moe_routers::norm::HostNorm;
+use moe_routers::residual::HostNorms;
 use ndarray::{Array2, ArrayView2, Axis, stack as stack_arrays};
 use tch::Tensor;
 
@@ -38,9 +39,9 @@ pub(super) fn update(args: &Args<'_>) -> Result<Outputs, OpError> {
     Ok(outputs)
 }
 
-fn norms(layer: &Layer) -> Norms {
+fn norms(layer: &Layer) -> HostNorms {
     let row = |t: &Option<Tensor>| t.as_ref().map(to_host1);
-    Norms {
+    HostNorms {
         inner: HostNorm { weight_d: row(&layer.ln_in_weight_d), bias_d: row(&layer.ln_in_bias_d) },
         outer: HostNorm {
             weight_d: row(&layer.ln_out_weight_d),
@@ -94,8 +95,8 @@ pub(super) fn stack(args: &Args<'_>) -> Result<Outputs, OpError> {
     for (layer, dense) in model.layers.iter().zip(&dense) {
         if let Some(ffn) = dense {
             let bank = ffn.host_bank();
-            let run = |u_td: ArrayView2<'_, f64>| bank.expert(0, u_td);
-            x_td = host::dense(&model.rule, &norms(ffn), x_td.view(), &now, run);
+            let run = |u_td: ArrayView2<'_, f64>| Ok::<_, OpError>(bank.expert(0, u_td));
+            x_td = host::dense(&model.rule, &norms(ffn), x_td.view(), &now, run)?;
             indices.push(Array2::from_elem((x_td.nrows(), model.top_k), -1.0).into_dyn());
         } else {
             let done = step(&model, (sparse_layers, layer), x_td.view(), &now)?;

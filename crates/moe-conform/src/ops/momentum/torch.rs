@@ -4,9 +4,9 @@ use super::{Layer, Model, read_stack, rule, state};
 use crate::args::{Args, expect_shape};
 use crate::op::{OpError, Out, Outputs};
 use crate::ops::torch_universal;
-use moe_routers::Routing;
-use moe_routers::momentum::torch::{self, Norms, State, Step};
+use moe_routers::momentum::torch::{self, State, Step};
 use moe_routers::norm::TorchNorm;
+use moe_routers::{Norms, Routing};
 use tch::{Kind, Tensor};
 
 fn torch_state(state: &[Tensor; 4]) -> State {
@@ -90,7 +90,8 @@ pub(super) fn stack(args: &Args<'_>) -> Result<Outputs, OpError> {
     for (layer, dense) in model.layers.iter().zip(&dense) {
         if let Some(ffn) = dense {
             let bank = ffn.torch_bank();
-            x_td = torch::dense(&model.rule, &norms(ffn), &x_td, &now, |u| bank.expert(0, u));
+            let run = |u_td: &Tensor| Ok::<_, OpError>(bank.expert(0, u_td));
+            x_td = torch::dense(&model.rule, &norms(ffn), &x_td, &now, run)?;
             let shape = [x_td.size()[0], model.top_k as i64];
             indices.push(Tensor::full(shape, -1, (Kind::Int64, x_td.device())));
         } else {

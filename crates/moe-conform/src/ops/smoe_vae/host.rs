@@ -7,7 +7,6 @@ use crate::args::{Args, expect_shape};
 use crate::op::{OpError, Out, Outputs};
 use moe_routers::smoe_vae::host::{self, Batch, Linear, Terms};
 use moe_routers::smoe_vae::networks::{self, Convolution};
-use moe_routers::smoe_vae::{Config, Mode};
 use ndarray::{Array1, Axis};
 
 fn column(expert_b: &[usize]) -> Out {
@@ -17,7 +16,7 @@ fn column(expert_b: &[usize]) -> Out {
 pub(super) fn gate(args: &Args<'_>) -> Result<Outputs, OpError> {
     let config = config(args)?;
     let decoded = check_decoded(args)?;
-    let gate = host::gate(&config, args.matrix("logits")?.view());
+    let gate = host::gate(config.dense(), args.matrix("logits")?.view());
     let mut outputs: Outputs =
         vec![("indices", column(&gate.expert_b)), ("load", host::load(&gate).into())];
     if decoded {
@@ -35,17 +34,11 @@ fn linear(args: &Args<'_>, w: &str, b: &str) -> Result<Linear, OpError> {
     Ok((args.matrix(w)?, args.vector(b)?))
 }
 
-/// A gate that only ranks.
-fn ranking() -> Config {
-    use moe_routers::config::Preset;
-    Config { mode: Mode::Eval, ..Config::preset("paper") }
-}
-
 pub(super) fn gate_mlp(args: &Args<'_>) -> Result<Outputs, OpError> {
     check_gate_mlp(args)?;
     let layers = [linear(args, "w1", "b1")?, linear(args, "w2", "b2")?, linear(args, "w3", "b3")?];
     let logits_bn = host::gate_mlp(args.matrix("z")?.view(), &layers);
-    let gate = host::gate(&ranking(), logits_bn.view());
+    let gate = host::gate(false, logits_bn.view());
     Ok(vec![
         ("indices", column(&gate.expert_b)),
         ("logits", logits_bn.into()),
@@ -67,7 +60,7 @@ pub(super) fn reparameterise(args: &Args<'_>) -> Result<Outputs, OpError> {
 pub(super) fn loss(args: &Args<'_>) -> Result<Outputs, OpError> {
     let config = config(args)?;
     let labels_b = check_loss(args, &config)?;
-    let gate = host::gate(&config, args.matrix("logits")?.view());
+    let gate = host::gate(config.dense(), args.matrix("logits")?.view());
     let losses = host::loss(
         &config,
         &gate,

@@ -3,15 +3,13 @@
 use super::{check_decoded, check_decoder, check_encoder, check_gate_mlp, check_loss, config};
 use crate::args::{Args, expect_shape};
 use crate::op::{OpError, Outputs};
-use moe_routers::config::Preset;
 use moe_routers::smoe_vae::torch::{self, Batch, Terms, Weights};
-use moe_routers::smoe_vae::{Config, Mode};
 use tch::Tensor;
 
 pub(super) fn gate(args: &Args<'_>) -> Result<Outputs, OpError> {
     let config = config(args)?;
     let decoded = check_decoded(args)?;
-    let gate = torch::gate(&config, &args.torch("logits")?);
+    let gate = torch::gate(config.dense(), &args.torch("logits")?);
     let mut outputs: Outputs = vec![("load", torch::load(&gate).into())];
     if decoded {
         outputs.push(("xhat", torch::mix(&gate, &args.torch("dec")?).into()));
@@ -34,8 +32,7 @@ pub(super) fn gate_mlp(args: &Args<'_>) -> Result<Outputs, OpError> {
     let layers =
         [weights(args, "w1", "b1")?, weights(args, "w2", "b2")?, weights(args, "w3", "b3")?];
     let logits_bn = torch::gate_mlp(&args.torch("z")?, &layers);
-    let ranking = Config { mode: Mode::Eval, ..Config::preset("paper") };
-    let gate = torch::gate(&ranking, &logits_bn);
+    let gate = torch::gate(false, &logits_bn);
     Ok(vec![
         ("indices", gate.expert_b1.into()),
         ("logits", logits_bn.into()),
@@ -60,7 +57,7 @@ pub(super) fn loss(args: &Args<'_>) -> Result<Outputs, OpError> {
     let labels_b = labels_b.map(|labels| {
         Tensor::from_slice(&labels.iter().map(|&label| label as i64).collect::<Vec<_>>())
     });
-    let gate = torch::gate(&config, &args.torch("logits")?);
+    let gate = torch::gate(config.dense(), &args.torch("logits")?);
     let losses = torch::loss(
         &config,
         &gate,

@@ -5,9 +5,10 @@ use crate::args::{Args, expect_shape};
 use crate::op::{OpError, Out, Outputs};
 use crate::ops::experts::HostBank;
 use crate::ops::host_universal;
-use moe_core::HostRouting;
+use moe_core::{HostInput, HostRouting};
 use moe_routers::norm::HostNorm;
-use moe_routers::vq_moe::host::{self, Continuous, Parameters};
+use moe_routers::vq_moe::host::{self, HostVqMoe, Output};
+use ndarray::ArrayView2;
 
 fn whole(values: &[usize]) -> Out {
     values.iter().map(|&v| v as f64).collect::<Vec<f64>>().into()
@@ -18,7 +19,7 @@ pub(super) fn quantize(args: &Args<'_>) -> Result<Outputs, OpError> {
     let (x_td, codebook_cd) = tokens_and_codes(args)?;
     let codes = codebook_cd.nrows();
     let experts = mapped(args, &config, codes)?;
-    let found = host::quantize(&config, x_td.view(), codebook_cd.view());
+    let found = host::quantize(&config, &HostInput::new(x_td.view()), codebook_cd.view())?;
     let usage_c = host::usage(&found.code_t, codes);
     let mut outputs: Outputs = vec![
         ("loss", found.loss(&config).into()),
@@ -29,7 +30,8 @@ pub(super) fn quantize(args: &Args<'_>) -> Result<Outputs, OpError> {
         ("usage", usage_c.into()),
     ];
     if let Some(experts) = experts {
-        let expert_t = host::experts_of(config.code_map, &found.code_t, codes, experts)?;
+        let expert_c = config.code_map.expert_c(codes, experts)?;
+        let expert_t: Vec<usize> = found.code_t.iter().map(|&code| expert_c[code]).collect();
         outputs.push(("experts", whole(&expert_t)));
     }
     outputs.extend([
@@ -43,7 +45,7 @@ pub(super) fn quantize(args: &Args<'_>) -> Result<Outputs, OpError> {
 pub(super) fn loss(args: &Args<'_>) -> Result<Outputs, OpError> {
     let config = config(args)?;
     let (x_td, codebook_cd) = tokens_and_codes(args)?;
-    let found = host::quantize(&config, x_td.view(), codebook_cd.view());
+    let found = host::quantize(&config, &HostInput::new(x_td.view()), codebook_cd.view())?;
     Ok(vec![
         ("loss", found.loss(&config).into()),
         ("codebook_loss", found.codebook_loss.into()),
@@ -51,7 +53,7 @@ pub(super) fn loss(args: &Args<'_>) -> Result<Outputs, OpError> {
     ])
 }
 
-fn parameters(args: &Args<'_>, layer: &Layer) -> Result<Parameters, OpError> {
+fn parameters(args: &Args<'_>, layer: &Layer) -> Result<HostVqMoe, OpError> {
     let row = |name: &str| args.optional(name, Args::vector);
     let router = match layer.router {
         Some("router") => Some((args.matrix("router")?, row("bias")?)),
@@ -62,8 +64,10 @@ fn parameters(args: &Args<'_>, layer: &Layer) -> Result<Parameters, OpError> {
         Some(_) => Some((args.matrix("gate_w")?, row("gate_b")?)),
         None => None,
     };
-    Ok(Parameters {
+    Ok(HostVqMoe {
+        config: layer.config.clone(),
         codebook_cd: args.matrix("codebook")?,
+        expert_c: layer.expert_c.clone(),
         router,
         gate,
         norm: HostNorm { weight_d: row("ln_weight")?, bias_d: row("ln_bias")? },
@@ -74,24 +78,25 @@ fn parameters(args: &Args<'_>, layer: &Layer) -> Result<Parameters, OpError> {
 pub(super) fn layer(args: &Args<'_>) -> Result<Outputs, OpError> {
     let layer = Layer::read(args)?;
     let bank = HostBank::read(args, layer.experts, layer.width)?;
-    let with = parameters(args, &layer)?;
-    let x_td = args.matrix("x")?;
-    let output = host::layer(&layer.config, &with, x_td.view(), |e, rows| bank.expert(e, rows))
-        .map_err(|error| OpError::new(error.to_string()))?;
-    let mut outputs = universal(&output.discrete, output.continuous);
+    let (with, x_td) = (parameters(args, &layer)?, args.matrix("x")?);
+    let expert = |e: usize, rows: ArrayView2<'_, f64>| bank.expert(e, rows);
+    let Output { decision, y_continuous_td, y_discrete_td, y_td, x_out_td } =
+        with.forward(&HostInput::new(x_td.view()), &expert)?;
+    let mut outputs = branches(&decision.discrete, decision.continuous);
     outputs.extend([
-        ("loss", output.quantized.loss(&layer.config).into()),
-        ("codes", whole(&output.quantized.code_t)),
-        ("mixed", output.quantized.m_td.into()),
-        ("y_discrete", output.y_discrete_td.into()),
-        ("y", output.y_td.into()),
+        ("loss", decision.quantized.loss(&layer.config).into()),
+        ("codes", whole(&decision.quantized.code_t)),
+        ("mixed", decision.quantized.m_td.into()),
+        ("y_discrete", y_discrete_td.into()),
+        ("y", y_td.into()),
     ]);
-    outputs.extend(output.x_out_td.map(|x_out_td| ("x_out", x_out_td.into())));
+    outputs.extend(y_continuous_td.map(|y_td| ("y_continuous", y_td.into())));
+    outputs.extend(x_out_td.map(|x_out_td| ("x_out", x_out_td.into())));
     Ok(outputs)
 }
 
 /// The universal outputs of the continuous branch, or of the discrete one where it is alone.
-fn universal(discrete: &HostRouting, continuous: Option<Continuous>) -> Outputs {
+fn branches(discrete: &HostRouting, continuous: Option<host::Continuous>) -> Outputs {
     let expert_t = discrete.chosen.iter().flat_map(|chosen| chosen.choices.expert_tk.iter());
     let experts = ("experts", whole(&expert_t.copied().collect::<Vec<_>>()));
     let Some(continuous) = continuous else {
@@ -103,7 +108,6 @@ fn universal(discrete: &HostRouting, continuous: Option<Continuous>) -> Outputs 
     outputs.extend([
         experts,
         ("logits", continuous.routing.logits_te.into()),
-        ("y_continuous", continuous.y_td.into()),
         ("branch_gates", continuous.gate_t2.into()),
     ]);
     outputs

@@ -5,11 +5,24 @@ use crate::args::Args;
 use crate::op::{OpError, Out, Outputs};
 use crate::ops::experts::TorchBank;
 use crate::ops::torch_universal;
-use moe_routers::Routing;
 use moe_routers::norm::TorchNorm;
-use moe_routers::vq_moe::torch::{self, Continuous, Parameters, Quantized};
+use moe_routers::vq_moe::Config;
+use moe_routers::vq_moe::torch::{self, Output, Quantized, VqMoe};
+use moe_routers::{Phase, RouteCx, Routing, SeededNoise, TensorPlan};
+use tch::Tensor;
 
-fn losses(config: &moe_routers::vq_moe::Config, found: &Quantized) -> Outputs {
+/// The one group of tokens as `[1, t, d]`, quantised.
+fn quantized(args: &Args<'_>, config: &Config) -> Result<Quantized, OpError> {
+    let x_gtd = args.torch("x")?.unsqueeze(0);
+    Ok(torch::quantize(config, &x_gtd, &args.torch("codebook")?, None))
+}
+
+/// Of the one group.
+fn flat(of_group: &Tensor) -> Out {
+    of_group.squeeze_dim(0).into()
+}
+
+fn losses(config: &Config, found: &Quantized) -> Outputs {
     vec![
         ("loss", found.loss(config).into()),
         ("codebook_loss", found.codebook_loss.shallow_clone().into()),
@@ -22,20 +35,20 @@ pub(super) fn quantize(args: &Args<'_>) -> Result<Outputs, OpError> {
     let (_, codebook_cd) = tokens_and_codes(args)?;
     let codes = codebook_cd.nrows();
     let experts = mapped(args, &config, codes)?;
-    let found = torch::quantize(&config, &args.torch("x")?, &args.torch("codebook")?);
-    let usage_c = torch::usage(&found.code_t, codes as i64, found.q_td.kind());
+    let found = quantized(args, &config)?;
+    let usage_c = torch::usage(&found.code_gt.squeeze_dim(0), codes as i64, found.q_gtd.kind());
     let mut outputs = losses(&config, &found);
     if let Some(experts) = experts {
         let expert_c = index_tensor(&config.code_map.expert_c(codes, experts)?);
-        outputs.push(("experts", expert_c.index_select(0, &found.code_t).into()));
+        outputs.push(("experts", expert_c.index_select(0, &found.code_gt.squeeze_dim(0)).into()));
     }
     outputs.extend([
-        ("codes", found.code_t.into()),
+        ("codes", flat(&found.code_gt)),
         ("perplexity", torch::perplexity(&usage_c).into()),
         ("usage", usage_c.into()),
-        ("distances", found.distance_tc.into()),
-        ("quantized", found.q_td.into()),
-        ("mixed", found.m_td.into()),
+        ("distances", flat(&found.distance_gtc)),
+        ("quantized", flat(&found.q_gtd)),
+        ("mixed", flat(&found.m_gtd)),
     ]);
     Ok(outputs)
 }
@@ -43,11 +56,11 @@ pub(super) fn quantize(args: &Args<'_>) -> Result<Outputs, OpError> {
 pub(super) fn loss(args: &Args<'_>) -> Result<Outputs, OpError> {
     let config = config(args)?;
     tokens_and_codes(args)?;
-    let found = torch::quantize(&config, &args.torch("x")?, &args.torch("codebook")?);
+    let found = quantized(args, &config)?;
     Ok(losses(&config, &found))
 }
 
-fn parameters(args: &Args<'_>, layer: &Layer) -> Result<Parameters, OpError> {
+fn parameters(args: &Args<'_>, layer: &Layer) -> Result<VqMoe, OpError> {
     let router = match layer.router {
         Some("router") => Some((args.torch("router")?, args.torch_optional("bias")?)),
         Some(name) => Some((args.torch(name)?, None)),
@@ -57,8 +70,10 @@ fn parameters(args: &Args<'_>, layer: &Layer) -> Result<Parameters, OpError> {
         Some(_) => Some((args.torch("gate_w")?, args.torch_optional("gate_b")?)),
         None => None,
     };
-    Ok(Parameters {
+    Ok(VqMoe {
+        config: layer.config.clone(),
         codebook_cd: args.torch("codebook")?,
+        expert_c: index_tensor(&layer.expert_c),
         router,
         gate,
         norm: TorchNorm {
@@ -72,24 +87,26 @@ fn parameters(args: &Args<'_>, layer: &Layer) -> Result<Parameters, OpError> {
 pub(super) fn layer(args: &Args<'_>) -> Result<Outputs, OpError> {
     let layer = Layer::read(args)?;
     let bank = TorchBank::read(args, layer.experts, layer.width)?;
-    let with = parameters(args, &layer)?;
-    let expert = |e: usize, rows: &tch::Tensor| bank.expert(e, rows);
-    let output = torch::layer(&layer.config, &with, &args.torch("x")?, expert)
-        .map_err(|error| OpError::new(error.to_string()))?;
-    let mut outputs = universal(&output.discrete, output.continuous);
+    let (with, x_gtd) = (parameters(args, &layer)?, args.torch("x")?.unsqueeze(0));
+    let noise = SeededNoise::eval(0, 0); // nothing is drawn
+    let execute = |x_gtd: &Tensor, plan: &TensorPlan| plan.apply(x_gtd, |e, x| bank.expert(e, x));
+    let Output { decision, y_continuous_gtd, y_discrete_gtd, y_gtd, x_out_gtd } =
+        with.forward(&x_gtd, &RouteCx::new(Phase::Eval, &noise), &execute)?;
+    let mut outputs = branches(&decision.discrete, decision.continuous.as_ref());
     outputs.extend([
-        ("loss", output.quantized.loss(&layer.config).into()),
-        ("codes", output.quantized.code_t.into()),
-        ("mixed", output.quantized.m_td.into()),
-        ("y_discrete", output.y_discrete_td.into()),
-        ("y", output.y_td.into()),
+        ("loss", decision.quantized.loss(&layer.config).into()),
+        ("codes", flat(&decision.quantized.code_gt)),
+        ("mixed", flat(&decision.quantized.m_gtd)),
+        ("y_discrete", flat(&y_discrete_gtd)),
+        ("y", flat(&y_gtd)),
     ]);
-    outputs.extend(output.x_out_td.map(|x_out_td| ("x_out", x_out_td.into())));
+    outputs.extend(y_continuous_gtd.map(|y_gtd| ("y_continuous", flat(&y_gtd))));
+    outputs.extend(x_out_gtd.map(|x_out_gtd| ("x_out", flat(&x_out_gtd))));
     Ok(outputs)
 }
 
 /// The universal outputs of the continuous branch, or of the discrete one where it is alone.
-fn universal(discrete: &Routing, continuous: Option<Continuous>) -> Outputs {
+fn branches(discrete: &Routing, continuous: Option<&torch::Continuous>) -> Outputs {
     let chosen = discrete.chosen.as_ref().expect("every token has a code");
     let experts = ("experts", Out::Torch(chosen.choices.expert_gtk.flatten(0, -1)));
     let Some(continuous) = continuous else {
@@ -99,9 +116,8 @@ fn universal(discrete: &Routing, continuous: Option<Continuous>) -> Outputs {
     let mut outputs = torch_universal(&continuous.routing);
     outputs.extend([
         experts,
-        ("logits", continuous.routing.logits_gte.squeeze_dim(0).into()),
-        ("y_continuous", continuous.y_td.into()),
-        ("branch_gates", continuous.gate_t2.into()),
+        ("logits", flat(&continuous.routing.logits_gte)),
+        ("branch_gates", flat(&continuous.gate_gt2)),
     ]);
     outputs
 }

@@ -83,6 +83,17 @@ impl Problem {
         Self { shape, tokens, offset_e, token_n, values, dy_td }
     }
 
+    /// The same with all matrices and inputs cut to `bf16`: what the kernels round then is the
+    /// hidden layer only, and no ReLU changes its side.
+    pub(crate) fn rounded(&self) -> Self {
+        let mut rounded = self.clone();
+        let arrays = rounded.values.all_mut().map(|(_, values)| values);
+        for x in arrays.into_iter().flatten().chain(&mut rounded.dy_td) {
+            *x = f64::from(f32::from_bits((*x as f32).to_bits() & 0xffff_0000));
+        }
+        rounded
+    }
+
     /// What the oracle says.
     pub(crate) fn output(&self) -> Vec<f64> {
         super::forward(&self.shape, &self.values, &self.offset_e, &self.token_n)

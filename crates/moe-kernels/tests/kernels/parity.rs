@@ -1,28 +1,28 @@
 //! Every kernel of this machine against plain `f64` loops.
 
-mod oracle;
-
+use crate::oracle::problem::{Problem, answer, problems};
+use crate::oracle::tolerance::{DIFFERENCES, STEP, relative_error, tolerance};
 use moe_kernels::{Activation, Dtype, Isa, Shape, Workspace};
-use oracle::problem::{Problem, answer, problems};
-use oracle::tolerance::{DIFFERENCES, STEP, relative_error, tolerance};
 use proptest::prelude::*;
 
 /// Outputs and gradients of all kernels, hidden layer saved and not.
 fn check(problem: &Problem) {
+    check_in(problem, Dtype::F32);
+    check_in(&problem.rounded(), Dtype::Bf16);
+}
+
+fn check_in(problem: &Problem, dtype: Dtype) {
     let (y_td, mut want) = (problem.output(), problem.gradients());
-    let want = want.all_mut();
+    let (want, bound) = (want.all_mut(), tolerance(dtype));
     let mut workspace = Workspace::new();
     for isa in Isa::available() {
-        for dtype in [Dtype::F32, Dtype::Bf16] {
-            let bound = tolerance(dtype);
-            for save in [false, true] {
-                let got = answer(problem, isa, dtype, save, 0.0, &mut workspace).unwrap();
-                let error = relative_error(&got.y_td, &y_td);
-                assert!(error <= bound.value, "{isa:?} {dtype:?}: output off by {error}");
-                for ((name, want), got) in want.iter().zip(&got.grads) {
-                    let error = relative_error(got, want);
-                    assert!(error <= bound.gradient, "{isa:?} {dtype:?}: {name} off by {error}");
-                }
+        for save in [false, true] {
+            let got = answer(problem, isa, dtype, save, 0.0, &mut workspace).unwrap();
+            let error = relative_error(&got.y_td, &y_td);
+            assert!(error <= bound.value, "{isa:?} {dtype:?}: output off by {error}");
+            for ((name, want), got) in want.iter().zip(&got.grads) {
+                let error = relative_error(got, want);
+                assert!(error <= bound.gradient, "{isa:?} {dtype:?}: {name} off by {error}");
             }
         }
     }

@@ -1,0 +1,108 @@
+//! The output layer and its cross-entropy in one step, without the scores of all tokens.
+//!
+//! ```text
+//! p_n = softmax(x_n W^T),   loss = mean_n -ln p_n[y_n]
+//! dx_n = (p_n - onehot(y_n)) W / N,   dW = sum_n (p_n - onehot(y_n))^T x_n / N
+//! ```
+//!
+//! Both gradients are made in the forward pass, chunk by chunk while `p` is at hand, so that no more
+//! than [`CHUNK`] rows of the vocabulary's width exist at a time; the backward pass only scales them.
+//!
+//! Axis letters: `n` tokens, `d` width, `v` vocabulary.
+
+use moe_torch_sys::graph::{attach, wants_graph};
+use tch::{Kind, Tensor};
+
+/// Tokens whose scores exist at a time.
+pub const CHUNK: i64 = 1024;
+
+/// Mean cross-entropy of `y_n` (int64) under `softmax(x_nd head_vd^T)`, a scalar with its graph.
+///
+/// # Panics
+/// If the shapes do not fit, or for kinds without gradients.
+pub fn cross_entropy(x_nd: &Tensor, head_vd: &Tensor, y_n: &Tensor) -> Tensor {
+    let graph = wants_graph(&[x_nd, head_vd]);
+    let (loss, grads) = tch::no_grad(|| forward(x_nd, head_vd, y_n, graph));
+    let Some([dx_nd, dhead_vd]) = grads else { return loss };
+    let attached = attach(&loss, &[x_nd, head_vd], move |dloss| {
+        // Alone on the graph, as a loss is, it may be scaled in place.
+        Ok([&dx_nd, &dhead_vd].map(|grad| Some(grad * dloss)).into())
+    });
+    attached.unwrap_or_else(|e| panic!("cross-entropy: {e}"))
+}
+
+/// The loss, and its gradients by `x_nd` and `head_vd` if they are wanted.
+fn forward(
+    x_nd: &Tensor,
+    head_vd: &Tensor,
+    y_n: &Tensor,
+    graph: bool,
+) -> (Tensor, Option<[Tensor; 2]>) {
+    let tokens = x_nd.size()[0];
+    let share = 1.0 / tokens as f64;
+    let wide = if x_nd.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let mut loss = Tensor::zeros([], (wide, x_nd.device()));
+    let mut grads = graph.then(|| [x_nd.empty_like(), head_vd.zeros_like()]);
+    for first in (0..tokens).step_by(CHUNK as usize) {
+        let count = CHUNK.min(tokens - first);
+        let (x_cd, y_c1) = (x_nd.narrow(0, first, count), y_n.narrow(0, first, count).unsqueeze(1));
+        let mut log_cv = x_cd.matmul(&head_vd.tr()).log_softmax(-1, wide);
+        loss -= log_cv.gather(1, &y_c1, false).sum(wide) * share;
+        if let Some([dx_nd, dhead_vd]) = &mut grads {
+            let mut error_cv = log_cv.exp_() * share;
+            let minus = Tensor::full([count, 1], -share, (wide, x_nd.device()));
+            let error_cv = error_cv.scatter_add_(1, &y_c1, &minus).to_kind(x_nd.kind());
+            dx_nd.narrow(0, first, count).copy_(&error_cv.matmul(head_vd));
+            let _ = dhead_vd.addmm_(&error_cv.tr(), &x_cd);
+        }
+    }
+    (loss, grads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use moe_routers::tolerance::tolerance;
+    use tch::Device;
+
+    fn random(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Float, Device::Cpu)).set_requires_grad(true)
+    }
+
+    /// Two chunks and a bit, so that every boundary is crossed.
+    #[test]
+    fn equals_libtorch_with_gradients() {
+        let n = CHUNK * 2 + 3;
+        let (x_nd, head_vd) = (random(&[n, 5]), random(&[7, 5]));
+        let y_n = Tensor::randint(7, [n], (Kind::Int64, Device::Cpu));
+        let run = |loss: Tensor| {
+            (&loss * 3.0).backward();
+            let grads = [x_nd.grad().copy(), head_vd.grad().copy()];
+            for mut leaf in [x_nd.shallow_clone(), head_vd.shallow_clone()] {
+                leaf.zero_grad();
+            }
+            (loss.double_value(&[]), grads)
+        };
+        let (mine, my_grads) = run(cross_entropy(&x_nd, &head_vd, &y_n));
+        let logits_nv = x_nd.matmul(&head_vd.tr());
+        let (theirs, their_grads) = run(logits_nv.cross_entropy_for_logits(&y_n));
+        let limits = tolerance(Kind::Float);
+        assert!((mine - theirs).abs() < limits.value, "{mine} and {theirs}");
+        for (mine, theirs) in my_grads.iter().zip(&their_grads) {
+            let off = (mine - theirs).abs().max().double_value(&[]);
+            assert!(off < limits.gradient, "{off}");
+        }
+    }
+
+    /// `softmax(0, ln 3) = (1/4, 3/4)`; target 1: loss `ln 4/3`, gradient of x `(1/4, -1/4) W`.
+    #[test]
+    fn by_hand() {
+        let x_nd = Tensor::from_slice(&[1f32]).view([1, 1]).set_requires_grad(true);
+        let head_vd = Tensor::from_slice(&[0f32, 3f32.ln()]).view([2, 1]);
+        let loss = cross_entropy(&x_nd, &head_vd, &Tensor::from_slice(&[1i64]));
+        let limit = tolerance(Kind::Float).value;
+        assert!((loss.double_value(&[]) - (4f64 / 3.0).ln()).abs() < limit);
+        loss.backward();
+        assert!((x_nd.grad().double_value(&[0, 0]) + 0.25 * 3f64.ln()).abs() < limit);
+    }
+}
