@@ -10,20 +10,18 @@
 //! The gradient of a routing weight comes from `dh` and `h`, so results of single experts need not be
 //! kept (SonicMoE, arXiv 2512.14080). First the rows, in blocks as in the forward pass: gradients of
 //! what the activation saw replace it, and those of the rows are gathered and summed as outputs are.
-//! Then the weights ([`crate::wgrad`]). Both products read the weights in libtorch's layout, where
-//! the columns of a panel lie side by side already; parts of panels are copied as they are needed.
+//! Then the weights ([`crate::wgrad`]). All of it reads the weights in libtorch's layout
+//! ([`crate::factor`]).
 //!
 //! Axis letters: `t` tokens, `n` routed rows, `d` width, `h` hidden width, `k` depth in lanes.
 
-use std::ops::Range;
-use std::slice::ChunksExact;
-
 use crate::arch::{Isa, Job, Kernel, Lane, Work};
 use crate::combine::combine;
+use crate::factor::{Factor, Product};
 use crate::forward::{self, Context, OnPanel, Span};
 use crate::gemm::{self, Operand, Sums};
 use crate::hidden::{BackRows, Hidden, PARTS, hidden_stride, pre_stride};
-use crate::pack::{Packed, stack};
+use crate::pack::Packed;
 use crate::plan::Plan;
 use crate::shape::{Shape, WeightGrads, Weights};
 use crate::workspace::{Need, Operands, Saved, Scratch, Workspace};
@@ -324,96 +322,6 @@ impl<K: Kernel> Rows<'_, K> {
 fn matrix<'a>(stacked: &'a [f32], shape: &Shape, expert: usize) -> &'a [f32] {
     let size = shape.width * shape.hidden;
     &stacked[expert * size..][..size]
-}
-
-/// Row-major matrices of one width, one above the other: the second factor of a product whose depth
-/// runs over their rows.
-#[derive(Clone, Copy)]
-struct Factor<'a> {
-    matrices: [Option<&'a [f32]>; 2],
-    width: usize,
-}
-
-/// Which depth of a product: a range of lanes of one of a factor's matrices.
-#[derive(Clone)]
-struct Depth {
-    matrix: usize,
-    lanes: Range<usize>,
-    /// Where the matrix starts in the whole depth.
-    start: usize,
-}
-
-/// A part of a panel of a [`Factor`].
-struct Piece<'a> {
-    /// Its rows, in full.
-    rows: ChunksExact<'a, f32>,
-    columns: Range<usize>,
-    /// Which depth of the product it is.
-    part: Range<usize>,
-}
-
-impl<'a> Piece<'a> {
-    fn rows(&self) -> impl Iterator<Item = &'a [f32]> + use<'a> {
-        let columns = self.columns.clone();
-        self.rows.clone().map(move |row| &row[columns.clone()])
-    }
-}
-
-impl<'a> Factor<'a> {
-    /// The parts of the depth.
-    fn depths<K: Kernel>(self) -> impl Iterator<Item = Depth> + Clone {
-        let lengths = self.matrices.into_iter().enumerate();
-        let lengths = lengths.filter_map(|(number, matrix)| Some((number, matrix?.len())));
-        lengths.enumerate().flat_map(move |(above, (matrix, length))| {
-            let depth = (length / self.width).div_ceil(K::Lane::DEPTH);
-            let part = move |lanes| Depth { matrix, lanes, start: above * depth };
-            gemm::parts(depth, gemm::DEPTH).map(part)
-        })
-    }
-
-    /// A part of a panel; none if there is no such panel.
-    #[inline(always)]
-    fn piece<K: Kernel>(self, panel: usize, depth: &Depth) -> Option<Piece<'a>> {
-        let first = panel * K::NR;
-        let matrix = self.matrices[depth.matrix].filter(|_| first < self.width)?;
-        let values = K::Lane::DEPTH * self.width;
-        let Range { start, end } = depth.lanes;
-        Some(Piece {
-            rows: matrix[start * values..matrix.len().min(end * values)].chunks_exact(self.width),
-            columns: first..self.width.min(first + K::NR),
-            part: depth.start + start..depth.start + end,
-        })
-    }
-}
-
-/// A product with pieces of a factor.
-struct Product<'a, K: Kernel> {
-    kernel: K,
-    operand: Operand<'a, K::Lane>,
-    panel: &'a mut [K::Lane],
-}
-
-impl<K: Kernel> Product<'_, K> {
-    /// Multiplies with one piece. Meanwhile the lines of the next are fetched: they lie a row apart,
-    /// which no processor foresees. `before_each` runs before each tile, with its number.
-    #[inline(always)]
-    fn multiply(
-        &mut self,
-        piece: Piece<'_>,
-        next: Option<Piece<'_>>,
-        sums: Sums<'_>,
-        mut before_each: impl FnMut(usize),
-    ) {
-        let panel = &mut self.panel[..piece.part.len() * K::NR];
-        stack(panel, K::NR, piece.rows());
-        let tiles = self.operand.rows.div_ceil(K::MR);
-        let share = next.as_ref().map_or(0, |next| next.rows.len().div_ceil(tiles));
-        let mut ahead = next.map(|next| next.rows()).into_iter().flatten();
-        gemm::partial(self.kernel, self.operand, piece.part, panel, sums, |tile| {
-            before_each(tile);
-            ahead.by_ref().take(share).for_each(|row| self.kernel.prefetch(row));
-        });
-    }
 }
 
 #[inline(always)]

@@ -261,18 +261,8 @@ impl Reference for Host {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ParamStore;
     use Schedule::*;
     use ndarray::array;
-    use tch::{Device, Kind};
-
-    /// The router is part of the state, and no optimiser sees it.
-    #[test]
-    fn nothing_is_learned() {
-        let store = ParamStore::new(0, Device::Cpu, Kind::Double);
-        let _ = Config::preset("paper").build(&store.root(), Dims { width: 3, experts: 4 });
-        assert_eq!((store.entries().len(), store.trainable_count()), (1, 0));
-    }
 
     /// From 2 to 6 over 600 steps. Linear: at 300 `4 * 1/2 + 2 = 4`; at 75 `r(4/8) + 2`, a half that
     /// rounds to the even 0. Cosine at 400: `cos(pi/3) = 1/2`, so `r(-2) + 6 = 4` going up and

@@ -58,7 +58,7 @@ pub const PAPER: Paper = Paper {
         "title and authors",
     ],
     presets: Config::PRESETS,
-    compared: &["similarity"],
+    compared: &["similarity", "attention"],
     control: false,
     method: Method::Router(|settings| Ok(Box::new(resolve::<Config>(settings)?))),
 };

@@ -293,8 +293,15 @@ fn tile_depth<K: Kernel>(
     let depth = b.len() / K::NR;
     assert!((1..=K::MR).contains(&rows), "{rows} rows in a tile of {}", K::MR);
     assert!(depth > 0 && b.len() == depth * K::NR, "{} lanes are no panel", b.len());
-    assert!(a.lanes.len() >= (depth - 1) * a.stride + rows, "operands differ in depth");
-    assert!(c.len() >= (rows - 1) * ldc + K::NR && ldc >= K::NR, "the tile leaves its matrix");
+    assert!(
+        a.lanes.len() >= (depth - 1).saturating_mul(a.stride).saturating_add(rows),
+        "operands differ in depth"
+    );
+    // Saturating: the kernels rely on these for safety, whatever the strides.
+    assert!(
+        c.len() >= (rows - 1).saturating_mul(ldc).saturating_add(K::NR),
+        "the tile leaves its matrix"
+    );
     depth
 }
 

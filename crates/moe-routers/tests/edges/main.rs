@@ -2,3 +2,4 @@
 mod numerics;
 mod refusals;
 mod rig;
+mod roles;
