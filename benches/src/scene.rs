@@ -125,9 +125,16 @@ pub fn subject(
     experts: i64,
     phases: &[Phase],
 ) -> Result<Subject, String> {
-    let name = format!("{}:{preset}", paper.id);
-    let settings = Settings::from_iter([("preset".to_owned(), preset.into())]);
-    let config = paper.router(&settings).map_err(|error| format!("{name}: {error}"))?;
+    let mut name = format!("{}:{preset}", paper.id);
+    let mut settings = Settings::from_iter([("preset".to_owned(), preset.into())]);
+    let read = |settings: &Settings| paper.router(settings).map_err(|error| error.to_string());
+    let mut config = read(&settings)?;
+    // A preset's codebook is made for its own number of experts.
+    if config.settings().contains_key("codes") && config.check(experts as usize).is_err() {
+        settings.insert("codes".into(), experts.into());
+        config = read(&settings)?;
+        name += " (as many codes as experts)";
+    }
     let subject = Subject::new(name, &*config, experts)?;
     for phase in phases {
         let refused = |error| format!("{}, {phase:?}: {error}", subject.name);
