@@ -246,14 +246,18 @@ fn back_gated<C: Curve>(
     hidden_h: &mut [f32],
 ) -> f32 {
     let mut part = [0.0; PARTS];
-    let columns = dh_h.iter().zip(gate_h).zip(up_h).zip(hidden_h).enumerate();
-    for (column, (((&dh, gate), up), hidden)) in columns {
-        let [value, slope] = C::both(*gate);
-        let h = value * *up;
-        part[column % PARTS] += dh * h;
-        *gate = weight * dh * *up * slope;
-        *up = weight * dh * value;
-        *hidden = weight * h;
+    let parts = dh_h.chunks(PARTS).zip(gate_h.chunks_mut(PARTS));
+    let parts = parts.zip(up_h.chunks_mut(PARTS)).zip(hidden_h.chunks_mut(PARTS));
+    for (((dh, gate), up), hidden) in parts {
+        let columns = dh.iter().zip(gate).zip(up).zip(hidden).zip(&mut part);
+        for ((((&dh, gate), up), hidden), part) in columns {
+            let [value, slope] = C::both(*gate);
+            let h = value * *up;
+            *part += dh * h;
+            *gate = weight * dh * *up * slope;
+            *up = weight * dh * value;
+            *hidden = weight * h;
+        }
     }
     part.iter().sum()
 }
@@ -262,11 +266,14 @@ fn back_gated<C: Curve>(
 #[inline(always)]
 fn back_plain<C: Curve>(weight: f32, dh_h: &[f32], up_h: &mut [f32], hidden_h: &mut [f32]) -> f32 {
     let mut part = [0.0; PARTS];
-    for (column, ((&dh, up), hidden)) in dh_h.iter().zip(up_h).zip(hidden_h).enumerate() {
-        let [value, slope] = C::both(*up);
-        part[column % PARTS] += dh * value;
-        *up = weight * dh * slope;
-        *hidden = weight * value;
+    let parts = dh_h.chunks(PARTS).zip(up_h.chunks_mut(PARTS)).zip(hidden_h.chunks_mut(PARTS));
+    for ((dh, up), hidden) in parts {
+        for (((&dh, up), hidden), part) in dh.iter().zip(up).zip(hidden).zip(&mut part) {
+            let [value, slope] = C::both(*up);
+            *part += dh * value;
+            *up = weight * dh * slope;
+            *hidden = weight * value;
+        }
     }
     part.iter().sum()
 }

@@ -90,31 +90,52 @@ fn put_rows<K: Kernel>(to: &mut [K::Lane], width: usize, count: usize, rows: &[[
     to[rows.len() * width..][..count].copy_from_slice(&last[..count]);
 }
 
-/// Writes `to[k, i] = row_k[i]`: depth runs over the rows, two of which make a lane of pairs.
-/// Columns from a row's length to `width` become zero.
+/// Writes `to[k, i] = row_k[i]` for `i < count`: depth runs over the rows, two of which make a lane
+/// of pairs. Rows may be longer. Columns from `count` to `width` become zero.
 #[inline(always)]
 pub(crate) fn stack<'a, L: Lane>(
     to: &mut [L],
     width: usize,
+    count: usize,
     mut rows: impl Iterator<Item = &'a [f32]>,
 ) {
-    for to in to.chunks_exact_mut(width) {
+    // As in `put_rows`: a row may run into the next, which is written later.
+    let spills = count == width && count.next_multiple_of(SIDE) <= 2 * width;
+    let mut rest = to;
+    while rest.len() >= width {
         let Some(first) = rows.next() else { break };
-        let second = if L::DEPTH == 2 { rows.next() } else { None };
-        let (to, padding) = to.split_at_mut(first.len());
+        let second = if L::DEPTH == 2 { rows.next() } else { Some(first) };
+        let spills = spills && rest.len() > width;
         match second {
-            Some(second) => {
-                for ((to, &first), &second) in to.iter_mut().zip(first).zip(second) {
-                    *to = L::join(first, second);
-                }
-            }
+            Some(second) => stack_row(rest, count, spills, first, second),
             None => {
-                for (to, &first) in to.iter_mut().zip(first) {
+                for (to, &first) in rest.iter_mut().zip(&first[..count]) {
                     *to = L::join(first, 0.0);
                 }
             }
         }
-        padding.fill(L::default());
+        rest[count..width].fill(L::default());
+        rest = &mut rest[width..];
+    }
+}
+
+/// Joins two rows, a register at a time where that is possible.
+#[inline(always)]
+fn stack_row<L: Lane>(to: &mut [L], count: usize, spills: bool, first: &[f32], second: &[f32]) {
+    for start in (0..count).step_by(SIDE) {
+        let whole = spills || start + SIDE <= count;
+        let (to, first, second) = (&mut to[start..], &first[start..], &second[start..]);
+        let registers = (to.first_chunk_mut(), first.first_chunk(), second.first_chunk());
+        if let (true, (Some(to), Some(first), Some(second))) = (whole, registers) {
+            let to: &mut [L; SIDE] = to;
+            let (first, second): (&[f32; SIDE], &[f32; SIDE]) = (first, second);
+            *to = std::array::from_fn(|i| L::join(first[i], second[i]));
+        } else {
+            let count = SIDE.min(count - start);
+            for ((to, &first), &second) in to[..count].iter_mut().zip(first).zip(second) {
+                *to = L::join(first, second);
+            }
+        }
     }
 }
 

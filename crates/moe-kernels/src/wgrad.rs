@@ -142,8 +142,8 @@ impl<K: Kernel> Context<'_, K> {
             for first in (0..width).step_by(K::NR) {
                 let columns = |first: usize| first..width.min(first + K::NR);
                 let panel = &mut panel[..depth * K::NR];
-                let row = |row| &self.right(task.which, row)[columns(first)];
-                stack(panel, K::NR, rows.clone().map(row));
+                let row = |row| &self.right(task.which, row)[first..];
+                stack(panel, K::NR, columns(first).len(), rows.clone().map(row));
                 let mut next = rows.clone().filter(|_| first + K::NR < width);
                 let ahead = || {
                     let share = next.by_ref().take(rows.len().div_ceil(strips));
@@ -196,9 +196,8 @@ impl<K: Kernel> Context<'_, K> {
         let end = task.first + task.to.len() / self.width(task.which);
         let strips = to.chunks_exact_mut(depth * K::MR);
         for (to, first) in strips.zip((task.first..end).step_by(K::MR)) {
-            let columns = first..end.min(first + K::MR);
-            let row = |row| &self.left(task.which, row)[columns.clone()];
-            stack(to, K::MR, rows.clone().map(row));
+            let row = |row| &self.left(task.which, row)[first..];
+            stack(to, K::MR, K::MR.min(end - first), rows.clone().map(row));
         }
     }
 
