@@ -129,7 +129,8 @@ impl Work for Backward<'_, '_> {
             dy_td: input.dy_td,
             recompute,
         };
-        let spans = forward::blocks(plan, workers.len());
+        let most = forward::most_rows(cx.forward.sizes.up_depth);
+        let spans = forward::blocks(plan, workers.len(), most);
         let tasks =
             tasks_of::<K>(&spans, shape, [&mut *row_nd, pre_np, hidden_nh], output.dweight_n);
         tasks::run(tasks, workers, |task, worker| {
@@ -146,9 +147,10 @@ impl Work for Backward<'_, '_> {
 fn need<K: Kernel>(shape: &Shape) -> Need {
     let forward = forward::need::<K>(shape);
     let depth = shape.activation.maps() * shape.hidden.div_ceil(K::Lane::DEPTH);
+    let rows = forward::most_rows(shape.width.div_ceil(K::Lane::DEPTH));
     Need {
         block: forward.block.max(wgrad::operand_lanes::<K>()),
-        second: gemm::block_lanes::<K>(forward::MOST_ROWS, depth),
+        second: gemm::block_lanes::<K>(rows, depth),
         panel: gemm::DEPTH.max(wgrad::DEPTH) * K::NR,
         sums: forward.sums,
     }

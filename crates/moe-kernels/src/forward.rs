@@ -20,7 +20,16 @@ use crate::workspace::{Need, Operands, Saved, Scratch, Workspace};
 use crate::{KernelError, tasks};
 
 /// Most rows of a task.
-pub(crate) const MOST_ROWS: usize = 504;
+const MOST_ROWS: usize = 504;
+
+/// Lanes that a block of gathered rows may take: a second cache of 1 MiB.
+const BLOCK: usize = 1 << 18;
+
+/// Most rows of a task on rows of this many lanes: all of a block's rows pass by for each panel, and
+/// the more there are, the fewer times panels come from memory.
+pub(crate) fn most_rows(lanes: usize) -> usize {
+    (BLOCK / lanes).clamp(64, MOST_ROWS)
+}
 
 /// Runs all experts on their rows and writes every token's weighted sum to `y_td`, `[t, d]`: zeros
 /// for tokens without rows. `x_td` is `[t, d]`. With `save`, what the activations saw is kept there
@@ -82,7 +91,7 @@ impl Work for Forward<'_> {
         let row_nd = workspace.row_nd.at_least("results of rows", plan.rows() * shape.width)?;
         let pre_np = save.map(|saved| saved.prepare::<K>(packed, plan.rows())).transpose()?;
         let cx = Context::new(kernel, packed, plan, x_td);
-        let spans = blocks(plan, workspace.workers.len());
+        let spans = blocks(plan, workspace.workers.len(), most_rows(cx.sizes.up_depth));
         let tasks = tasks_of(&spans, row_nd, shape.width, pre_np, pre_stride::<K>(shape));
         tasks::run(tasks, &mut workspace.workers, |task, worker| {
             kernel.vectorized(Block { cx: &cx, task, worker });
@@ -120,10 +129,10 @@ pub(crate) struct Span {
 }
 
 /// Cuts the rows of all experts into blocks of like size, in the order of the plan: small enough to
-/// keep all workers busy, and never above [`MOST_ROWS`].
-pub(crate) fn blocks(plan: &Plan<'_>, workers: usize) -> Vec<Span> {
+/// keep all workers busy, and never above `most`.
+pub(crate) fn blocks(plan: &Plan<'_>, workers: usize, most: usize) -> Vec<Span> {
     let share = plan.rows().max(1).div_ceil(workers * 4).next_multiple_of(32);
-    let most = share.min(MOST_ROWS);
+    let most = share.min(most);
     let cut = |expert: usize| {
         let rows = plan.span(expert);
         let count = rows.len().div_ceil(most);
@@ -149,11 +158,12 @@ impl Saved {
 /// A worker's buffers in a forward pass.
 pub(crate) fn need<K: Kernel>(shape: &Shape) -> Need {
     let sizes = Panelled::of::<K>(shape);
+    let rows = most_rows(sizes.up_depth);
     Need {
-        block: gemm::block_lanes::<K>(MOST_ROWS, sizes.up_depth),
-        second: gemm::block_lanes::<K>(MOST_ROWS, sizes.down_depth),
+        block: gemm::block_lanes::<K>(rows, sizes.up_depth),
+        second: gemm::block_lanes::<K>(rows, sizes.down_depth),
         panel: 0,
-        sums: MOST_ROWS.next_multiple_of(K::MR) * gemm::sums_stride::<K>(shape.width),
+        sums: rows.next_multiple_of(K::MR) * gemm::sums_stride::<K>(shape.width),
     }
 }
 

@@ -34,6 +34,9 @@ pub(crate) fn transpose<'a, K: Kernel>(
     }
 }
 
+/// How many values ahead rows are fetched: they are too many streams for a processor to follow.
+const AHEAD: usize = 128;
+
 /// The same for at most [`SIDE`] rows.
 #[inline(always)]
 fn transpose_strip<'a, K: Kernel>(
@@ -50,6 +53,7 @@ fn transpose_strip<'a, K: Kernel>(
         let mut square = [[K::Lane::default(); SIDE]; SIDE];
         for (square, row) in square.iter_mut().zip(rows.clone()) {
             join(square, &row[columns.clone()]);
+            kernel.prefetch(row.get(start + AHEAD..start + AHEAD + step).unwrap_or_default());
         }
         let square = kernel.transposed(&square);
         let lanes = columns.len().div_ceil(K::Lane::DEPTH);

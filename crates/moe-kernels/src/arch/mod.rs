@@ -392,3 +392,25 @@ pub(crate) trait Work {
     /// Does it.
     fn run<K: Kernel>(self, kernel: K) -> Self::Out;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_rounds_to_nearest_and_ties_to_even() {
+        let bits = |x: u32| to_bf16(f32::from_bits(x));
+        assert_eq!([bits(0x3f80_7fff), bits(0x3f80_8001)], [0x3f80, 0x3f81]);
+        assert_eq!([bits(0x3f80_8000), bits(0x3f81_8000)], [0x3f80, 0x3f82]);
+        assert_eq!([to_bf16(f32::MAX), to_bf16(f32::NEG_INFINITY)], [0x7f80, 0xff80]);
+        // A NaN whose payload lies in the bits that are cut off.
+        assert!(f32::from_bits(bits(0x7f80_0001) << 16).is_nan());
+    }
+
+    #[test]
+    fn an_instruction_set_is_found_by_its_name() {
+        let found: Vec<_> = Isa::available().iter().map(|isa| Isa::named(isa.name())).collect();
+        assert_eq!(found, Isa::available().into_iter().map(Some).collect::<Vec<_>>());
+        assert_eq!((Isa::available()[0].name(), Isa::named("mmx")), ("portable", None));
+    }
+}

@@ -26,16 +26,14 @@ impl<L: Lane> Kernel for Portable<L> {
         tile_depth::<Self>(rows, a, b, c, ldc);
         let mut sum = [[0.0_f32; NR]; MR];
         for (a, b) in a.lanes.chunks(a.stride).zip(b.chunks_exact(NR)) {
-            for (sum, a) in sum.iter_mut().zip(a) {
-                let a = a.split();
-                for (sum, b) in sum.iter_mut().zip(b) {
-                    let b = b.split();
-                    *sum += a[0] * b[0];
-                    if L::DEPTH == 2 {
-                        *sum += a[1] * b[1];
-                    }
-                }
+            // Arrays of known length keep the sums in registers.
+            let mut full = [L::default(); MR];
+            match a.first_chunk() {
+                Some(a) => full = *a,
+                None => full[..a.len()].copy_from_slice(a),
             }
+            let b: &[L; NR] = b.first_chunk().expect("whole rows of a panel");
+            step::<L>(&mut sum, full.map(L::split), b.map(L::split));
         }
         for (c, sum) in c.chunks_mut(ldc).zip(&sum[..rows]) {
             for (c, sum) in c.iter_mut().zip(sum) {
@@ -49,4 +47,17 @@ impl<L: Lane> Kernel for Portable<L> {
     }
 
     fn prefetch<T>(self, _values: &[T]) {}
+}
+
+/// A rank-1 update, or with pairs a rank-2 update.
+#[inline(always)]
+fn step<L: Lane>(sum: &mut [[f32; NR]; MR], a: [[f32; 2]; MR], b: [[f32; 2]; NR]) {
+    for (sum, a) in sum.iter_mut().zip(a) {
+        for (sum, b) in sum.iter_mut().zip(b) {
+            *sum += a[0] * b[0];
+            if L::DEPTH == 2 {
+                *sum += a[1] * b[1];
+            }
+        }
+    }
 }
