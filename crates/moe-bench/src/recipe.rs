@@ -244,13 +244,14 @@ impl Recipe {
         Ok(router)
     }
 
-    /// The recipe with every setting of its methods written out.
+    /// The recipe with every setting of its methods written out, and the width of its experts.
     ///
     /// # Errors
     /// As [`MethodRecipe::router`] and [`MethodRecipe::residual`].
     pub fn resolved(&self) -> Result<Self, Misuse> {
         let mut recipe = Self { router: self.tied_router()?, ..self.clone() };
         let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
+        recipe.model.expert_hidden = Some(self.model.hidden_of_expert(router.as_ref()));
         recipe.router.write_out(router.settings());
         recipe.residual.write_out(residual.settings());
         Ok(recipe)

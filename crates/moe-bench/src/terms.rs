@@ -50,7 +50,7 @@ fn unequal(cell: &Cell) -> Vec<String> {
     if bank != asked {
         facts.push(format!("{name}: {bank} expert of width {}, no choice", model.active_hidden));
     } else if active != 2.0 {
-        let hidden = model.expert_hidden(router.as_ref());
+        let hidden = model.hidden_of_expert(router.as_ref());
         let (exist, other) = if active < 2.0 { ("more", "narrower") } else { ("fewer", "wider") };
         facts.push(format!(
             "{name}: {active} of {asked} experts of width {hidden} per token, so that {exist} parameters exist than with two {other} ones"
@@ -58,7 +58,7 @@ fn unequal(cell: &Cell) -> Vec<String> {
     }
     let used = router.active_experts(asked);
     if used < active {
-        let hidden = used * model.expert_hidden(router.as_ref()) as f64;
+        let hidden = used * model.hidden_of_expert(router.as_ref()) as f64;
         facts.push(format!("{name}: a token uses a hidden width of {hidden} only"));
     }
     if !router.causal() {

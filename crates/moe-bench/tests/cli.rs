@@ -218,6 +218,25 @@ fn bad_data_names_the_file() {
 }
 
 /// VQMoE is pre-trained with two experts a token and serves with one of them.
+/// V-MoE changes k and C of a trained model (arXiv 2106.05974, section 5): the experts stay as they are.
+#[test]
+fn a_trained_model_is_evaluated_with_other_choices_and_room() {
+    let place = Place::new();
+    let out = show(&place.path("run"));
+    assert_eq!(place.train(&["--out", &out, "--set", "router=v-moe:paper_bpr"]).code, 0);
+    let loss = |sets: &[&str]| {
+        let flags: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        let said = moe(&[&["eval", &out, "--json"], flags.as_slice()].concat());
+        assert_eq!(said.code, 0, "{}", said.err);
+        let line: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+        line["loss"].as_f64().unwrap()
+    };
+    let as_trained = loss(&[]);
+    assert_eq!(as_trained, loss(&["router.top_k=2"]));
+    assert_ne!(as_trained, loss(&["router.top_k=1"]));
+    assert_ne!(as_trained, loss(&["router.top_k=1", "capacity.factor=0.5"]));
+}
+
 #[test]
 fn a_pretrained_codebook_serves_alone() {
     let place = Place::new();

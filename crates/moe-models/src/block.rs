@@ -164,7 +164,7 @@ impl FeedForward {
         };
         let experts = rules.router.bank(config.experts as usize) as i64;
         let exec = ExpertExec::best(params.device(), params.kind());
-        let shape = shape(experts, config.expert_hidden(rules.router), config.activation);
+        let shape = shape(experts, config.hidden_of_expert(rules.router), config.activation);
         Self::Sparse(MoeLayer {
             index,
             router: rules

@@ -51,6 +51,10 @@ pub struct LmConfig {
     /// Hidden width that a token uses in every feed-forward layer: a dense layer has it whole, a
     /// router with k choices gets experts of a k-th of it.
     pub active_hidden: i64,
+    /// Hidden width of one expert, whatever the number that a token visits. The record of a run has it,
+    /// so that a trained model can be evaluated with another number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expert_hidden: Option<i64>,
     /// Nonlinearity of experts and dense layers.
     pub activation: Activation,
     /// Nonlinearity of dense layers; that of the experts unless given.
@@ -76,6 +80,7 @@ impl Default for LmConfig {
             moe_first: None,
             experts: 8,
             active_hidden: 512,
+            expert_hidden: None,
             activation: Activation::Gelu,
             dense_activation: None,
             bias: true,
@@ -110,6 +115,7 @@ impl LmConfig {
             ("moe_every", self.moe_every),
             ("experts", self.experts),
             ("active_hidden", self.active_hidden),
+            ("expert_hidden", self.expert_hidden.unwrap_or(1)),
         ];
         // Beyond this no tensor of the model could be allocated, and products might overflow.
         let most = 1 << 24;
@@ -130,10 +136,12 @@ impl LmConfig {
         Ok(())
     }
 
-    /// Hidden width of one expert for `router`: the active width shared among a token's experts.
-    pub fn expert_hidden(&self, router: &dyn RouterConfig) -> i64 {
+    /// Hidden width of one expert for `router`: as given, else the active width shared among a token's
+    /// experts.
+    pub fn hidden_of_expert(&self, router: &dyn RouterConfig) -> i64 {
         let sharers = router.trained_experts(self.experts as usize);
-        ((self.active_hidden as f64 / sharers).round() as i64).max(1)
+        let shared = (self.active_hidden as f64 / sharers).round() as i64;
+        self.expert_hidden.unwrap_or(shared).max(1)
     }
 
     /// Number of sparse layers.
