@@ -77,6 +77,17 @@ pub enum Tie {
     ShareOfSteps(f64),
 }
 
+/// What decides besides the values of tokens and parameters, in evaluation and with room for everyone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Symmetry {
+    /// Where a token stands.
+    pub position: bool,
+    /// Which number an expert has.
+    pub number: bool,
+    /// Random draws.
+    pub draws: bool,
+}
+
 /// A router's settings, resolved and ready to build from.
 pub trait RouterConfig: Debug + Send + Sync {
     /// Every setting with its value, for the record of a run.
@@ -111,6 +122,11 @@ pub trait RouterConfig: Debug + Send + Sync {
     /// Whether a token's route depends on no later token of its group, as long as the attention that
     /// is handed in reads none.
     fn causal(&self) -> bool;
+
+    /// What decides besides values; nothing, unless the rule says otherwise.
+    fn symmetry(&self) -> Symmetry {
+        Symmetry::default()
+    }
 
     /// Whether the rule is about the tokens of one sequence, so that a group is a sequence whatever
     /// the recipe says.

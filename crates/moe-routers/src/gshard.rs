@@ -268,6 +268,10 @@ impl Router for GShard {
         })
     }
 
+    fn takes_padding(&self) -> bool {
+        true
+    }
+
     fn reference(&self) -> Box<dyn Reference> {
         Box::new(reference::Host { gate_ed: to_host(&self.gate_ed), config: self.config.clone() })
     }

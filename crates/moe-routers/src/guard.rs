@@ -31,13 +31,18 @@ impl dyn Router {
     /// [`Router::layer`] as a model calls it: tokens, `[g, t, d]`, of any kind; the output has theirs.
     ///
     /// # Errors
-    /// As [`Router::layer`]; on the CPU, also tokens or logits that are not finite.
+    /// As [`Router::layer`]; a mask given to a router that takes none; on the CPU, also tokens or logits
+    /// that are not finite.
     pub fn forward(
         &self,
         x_gtd: &Tensor,
         cx: &RouteCx<'_>,
         execute: &Execute<'_>,
     ) -> Result<(Tensor, Routing), RouteError> {
+        if cx.padding_gt.is_some() && !self.takes_padding() {
+            let reason = "is given, but this router does not know padded tokens".into();
+            return Err(RouteError::Setting { key: "padding", reason });
+        }
         check_finite("tokens", x_gtd)?;
         let (narrow, wide) = (x_gtd.kind(), wide(x_gtd.kind()));
         let attention_gmtt = cx.attention_gmtt.map(|a| a.to_kind(wide));

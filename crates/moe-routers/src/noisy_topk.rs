@@ -220,6 +220,10 @@ impl Router for NoisyTopk {
         })
     }
 
+    fn takes_padding(&self) -> bool {
+        true
+    }
+
     fn reference(&self) -> Box<dyn Reference> {
         Box::new(Host {
             gate_ed: to_host(&self.gate_ed),

@@ -8,7 +8,7 @@
 //! ```
 
 use crate::config::{
-    ConfigError, Part, Preset, RouterConfig, Settings, check_top_k, resolve, to_settings,
+    ConfigError, Part, Preset, RouterConfig, Settings, Symmetry, check_top_k, resolve, to_settings,
 };
 use crate::params::Params;
 use crate::plan::ChoicesGtk;
@@ -79,6 +79,10 @@ impl RouterConfig for Config {
             Part::Capacity => None,
             Part::Balance | Part::ZLoss => Some("its routes are drawn; no gradient reaches them"),
         }
+    }
+
+    fn symmetry(&self) -> Symmetry {
+        Symmetry { position: true, number: true, draws: true }
     }
 
     fn build(&self, _: &Params<'_>, dims: Dims) -> Box<dyn Router> {

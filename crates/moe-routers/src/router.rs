@@ -234,6 +234,12 @@ pub trait Router: Debug + Send {
     /// The same rule for one group in host arithmetic, holding a copy of the present parameters.
     fn reference(&self) -> Box<dyn Reference>;
 
+    /// Whether the rule knows padded tokens ([`RouteCx::padding_gt`]); one that does not refuses a mask
+    /// rather than route what is none of its tokens.
+    fn takes_padding(&self) -> bool {
+        false
+    }
+
     /// Updates what no gradient reaches, after an optimiser step whose loads were `load_e`
     /// (`[e]`, all groups together). Such state is a buffer, so that checkpoints hold it.
     fn after_step(&mut self, _load_e: &Tensor) {}

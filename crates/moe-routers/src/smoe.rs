@@ -118,6 +118,10 @@ impl Router for Smoe {
         })
     }
 
+    fn takes_padding(&self) -> bool {
+        true
+    }
+
     fn reference(&self) -> Box<dyn Reference> {
         Box::new(Host { gate_ed: to_host(&self.gate_ed), config: self.config.clone() })
     }

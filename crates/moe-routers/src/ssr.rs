@@ -49,6 +49,7 @@ pub const PAPER: Paper = Paper {
         ("(5)", "route_logits"),
     ],
     deviations: &[
+        "padded tokens visit no expert: the conformance operation, like the release, sends them through the softmax, the router drops them",
         "`paper` is `ssr_s`, the softmax cost; `ssr_l` is the linear one. No reference code is published, so there is no `reference` preset",
         "`third_party` takes its numbers from an implementation that cites the paper; it detaches the plan, which is `stop_gradient = true` here",
         "`sinkhorn_raw_gate` keeps only choice and gate rule of a prototype, which stops on the change of u and v, balances in evaluation too, and has a balance loss",
@@ -85,13 +86,26 @@ struct Ssr {
 impl Router for Ssr {
     fn route(&self, x_gtd: &Tensor, cx: &RouteCx<'_>) -> Result<Routing, RouteError> {
         let logits_gte = x_gtd.linear(&self.gate_ed, None::<&Tensor>);
-        route_logits(&self.config, &logits_gte, cx).map(|(routing, _)| routing)
+        let (routing, _) = route_logits(&self.config, &logits_gte, cx)?;
+        Ok(unpadded(routing, cx.padding_gt))
+    }
+
+    fn takes_padding(&self) -> bool {
+        true
     }
 
     fn reference(&self) -> Box<dyn Reference> {
         let config = self.config.clone();
         Box::new(reference::Host { gate_ed: to_host(&self.gate_ed), config })
     }
+}
+
+/// The released rule sends padded tokens through the softmax; a layer sends them nowhere.
+fn unpadded(routing: Routing, padding_gt: Option<&Tensor>) -> Routing {
+    let Some(chosen) = routing.chosen else { return routing };
+    let choices = chosen.choices.without_padding(padding_gt);
+    let chosen = Chosen { choices, ..chosen };
+    Routing { plan: chosen.plan(), chosen: Some(chosen), ..routing }
 }
 
 /// The rule (5) for given logits, `[g, t, e]`, with the transport if it was solved.

@@ -1,5 +1,6 @@
 //! Every paper, one contract: the same values as its reference, gradients equal to central differences
-//! of the reference, every parameter reached by a gradient, causality exactly as claimed, finite results
+//! of the reference, every parameter reached by a gradient, causality and symmetries exactly as claimed,
+//! padding that visits nobody, finite results
 //! at the edges. Groups of a router do not see each other; a residual does not care for the order of
 //! tokens, and uses the norms that it asks for.
 //!
@@ -8,6 +9,7 @@
 //! Axis letters: `g` groups, `t` tokens, `d` width, `e` experts.
 
 mod residual;
+mod symmetry;
 
 use crate::config::{ConfigError, RouterConfig, Settings, Tie};
 use crate::convert::{to_host, to_host_i64, to_host3};
@@ -107,6 +109,8 @@ fn check_router(paper: &Paper, preset: &str, name: String) -> Result<Report, Sui
     claim(gradient_error <= limits.gradient, format!("gradients differ by {gradient_error:.1e}"));
     claim(causal == case.config.causal(), format!("causal is {causal}, which is not its claim"));
     claim(case.groups_are_apart()?, "one group changed another".into());
+    violations.extend(case.symmetry_violations()?);
+    violations.extend(case.padding_violations()?);
     violations.extend(case.edge_violations()?);
     Ok(Report { name, value_error, gradient_error, gradients, causal, violations })
 }
@@ -115,6 +119,7 @@ fn check_router(paper: &Paper, preset: &str, name: String) -> Result<Report, Sui
 /// crosses a tie.
 struct Case {
     store: ParamStore,
+    experts: usize,
     config: Box<dyn RouterConfig>,
     router: Box<dyn Router>,
     x_gtd: Tensor,
@@ -250,7 +255,8 @@ impl Case {
         let (before, x_gtd) = (Before::new()?, x_gtd.set_requires_grad(true));
         let scores_gmtt = normal("attention", &[GROUPS, HEADS, TOKENS, TOKENS]);
         let attention_gmtt = scores_gmtt.softmax(-1, None::<Kind>);
-        Ok(Self { store, config, router, x_gtd, token_gt, noise, before, attention_gmtt })
+        let experts = config.bank(experts);
+        Ok(Self { store, experts, config, router, x_gtd, token_gt, noise, before, attention_gmtt })
     }
 
     /// The layer with the stand-in experts: outputs, `[g, t, d]`, and the routing.

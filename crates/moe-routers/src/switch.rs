@@ -187,6 +187,10 @@ impl Router for Switch {
         })
     }
 
+    fn takes_padding(&self) -> bool {
+        true
+    }
+
     fn reference(&self) -> Box<dyn Reference> {
         Box::new(Host { gate_ed: to_host(&self.gate_ed), config: self.config.clone() })
     }

@@ -182,6 +182,10 @@ impl Router for XMoe {
         })
     }
 
+    fn takes_padding(&self) -> bool {
+        true
+    }
+
     fn reference(&self) -> Box<dyn Reference> {
         Box::new(self.host())
     }

@@ -1,7 +1,9 @@
 //! Settings of hash layers, and the tables that they stand for.
 
 use super::Hash;
-use crate::config::{ConfigError, Part, Preset, RouterConfig, Settings, Tie, to_settings};
+use crate::config::{
+    ConfigError, Part, Preset, RouterConfig, Settings, Symmetry, Tie, to_settings,
+};
 use crate::convert::to_indices;
 use crate::params::Params;
 use crate::router::{Dims, Router};
@@ -136,6 +138,10 @@ impl RouterConfig for Config {
                 Some("a token's id fixes its expert; no gradient reaches it")
             }
         }
+    }
+
+    fn symmetry(&self) -> Symmetry {
+        Symmetry { number: true, ..Symmetry::default() }
     }
 
     fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {

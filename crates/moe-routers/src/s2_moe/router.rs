@@ -165,6 +165,10 @@ impl Router for S2Moe {
         Ok((passes.y_gtd, passes.routing))
     }
 
+    fn takes_padding(&self) -> bool {
+        true
+    }
+
     fn reference(&self) -> Box<dyn Reference> {
         let zero_e = || Array1::zeros(self.router_ed.size()[0] as usize);
         Box::new(HostS2Moe {

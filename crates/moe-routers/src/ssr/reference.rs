@@ -177,7 +177,17 @@ pub(super) struct Host {
 impl Reference for Host {
     fn route(&self, input: &HostInput<'_>) -> Result<HostRouting, RouteError> {
         let logits_te = input.x_td.dot(&self.gate_ed.t());
-        route_logits_host(&self.config, logits_te.view(), input).map(|(routing, _)| routing)
+        let (mut routing, _) = route_logits_host(&self.config, logits_te.view(), input)?;
+        // The released rule sends padded tokens through the softmax; a layer sends them nowhere.
+        if let Some(chosen) = routing.chosen.clone().filter(|_| input.padding_t.is_some()) {
+            let k = self.config.top_k;
+            let room = room(input.capacity, None, (logits_te.nrows(), logits_te.ncols(), k))?;
+            let present_tk = input.present(k)?;
+            let chosen =
+                Chosen::of_present(chosen.choices, present_tk.view(), chosen.experts, room)?;
+            routing = HostRouting { plan: chosen.plan()?, chosen: Some(chosen), ..routing };
+        }
+        Ok(routing)
     }
 }
 

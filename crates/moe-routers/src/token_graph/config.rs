@@ -2,8 +2,8 @@
 
 use super::router::TokenGraph;
 use crate::config::{
-    ConfigError, Preset, RouterConfig, Settings, check_positive, check_top_k, check_weight,
-    to_settings,
+    ConfigError, Preset, RouterConfig, Settings, Symmetry, check_positive, check_top_k,
+    check_weight, to_settings,
 };
 use crate::params::Params;
 use crate::router::{Dims, Router};
@@ -187,6 +187,10 @@ impl RouterConfig for Config {
             }
             _ => Ok(()),
         }
+    }
+
+    fn symmetry(&self) -> Symmetry {
+        Symmetry { position: self.causal && self.graph != Graph::None, ..Symmetry::default() }
     }
 
     fn build(&self, params: &Params<'_>, dims: Dims) -> Box<dyn Router> {

@@ -220,6 +220,10 @@ impl Router for VqMoe {
         Ok((y_gtd, decision.into_routing(&self.config)))
     }
 
+    fn takes_padding(&self) -> bool {
+        true
+    }
+
     fn reference(&self) -> Box<dyn Reference> {
         let linear = |(weight, bias): &(Tensor, Option<Tensor>)| {
             (to_host(weight), bias.as_ref().map(to_host1))
