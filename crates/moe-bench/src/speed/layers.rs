@@ -158,7 +158,9 @@ fn candidate(bank: &Bank, pass: Pass, exec: ExpertExec, name: &str) -> Result<Ca
         let outside = outside.expect("a router without limits");
         sums.set([a + outside, b + start.elapsed().as_secs_f64()]);
     };
-    Ok(Candidate::new(name, run).with_shares(shares))
+    let narrower = exec == ExpertExec::FusedBf16 && bank.dtype == Dtype::F32;
+    let weight_share = if narrower { 0.5 } else { 1.0 };
+    Ok(Candidate::new(name, run).with_shares(shares).with_weight_share(weight_share))
 }
 
 /// The output, and the seconds spent outside the experts.

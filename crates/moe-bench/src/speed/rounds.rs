@@ -12,6 +12,8 @@ pub struct Candidate {
     run: Box<dyn FnMut()>,
     /// Seconds outside the experts and in all, summed by the candidate itself.
     shares: Option<Rc<Cell<[f64; 2]>>>,
+    /// Bytes of its weights over those of the size's element type.
+    pub weight_share: f64,
 }
 
 impl fmt::Debug for Candidate {
@@ -23,12 +25,17 @@ impl fmt::Debug for Candidate {
 impl Candidate {
     /// A candidate that runs `run` once per round.
     pub fn new(name: &str, run: impl FnMut() + 'static) -> Self {
-        Self { name: name.into(), run: Box::new(run), shares: None }
+        Self { name: name.into(), run: Box::new(run), shares: None, weight_share: 1.0 }
     }
 
     /// With the sums that it keeps: seconds outside the experts, and seconds in all.
     pub fn with_shares(self, shares: Rc<Cell<[f64; 2]>>) -> Self {
         Self { shares: Some(shares), ..self }
+    }
+
+    /// With weights of this share of the element type's bytes.
+    pub fn with_weight_share(self, weight_share: f64) -> Self {
+        Self { weight_share, ..self }
     }
 
     /// Share of its time that it spent outside the experts.
