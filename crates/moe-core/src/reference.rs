@@ -202,6 +202,20 @@ impl Chosen {
     pub fn plan(&self) -> Result<Plan, PlanError> {
         SparsePlan::from_queue(&self.choices, &self.queue, self.experts).map(Plan::Sparse)
     }
+
+    /// The routing of the choices that were kept, with everything that goes beside it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::plan`].
+    pub fn routing(
+        self,
+        logits_te: Array2<f64>,
+        gate_te: Array2<f64>,
+        aux: Vec<(&'static str, f64)>,
+    ) -> Result<HostRouting, PlanError> {
+        Ok(HostRouting { plan: self.plan()?, chosen: Some(self), logits_te, gate_te, aux })
+    }
 }
 
 /// What a reference decided for one group of tokens.

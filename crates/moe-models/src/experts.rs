@@ -164,9 +164,9 @@ impl Experts {
         }
     }
 
-    /// The only expert on every token, `[b, t, d] -> [b, t, d]`.
-    pub fn dense(&self, x_btd: &Tensor) -> Tensor {
-        self.one_by_one()[0].forward(x_btd, self.activation)
+    /// The only expert on every token, whatever axes stand before the width: `[.., d] -> [.., d]`.
+    pub fn dense(&self, x: &Tensor) -> Tensor {
+        self.one_by_one()[0].forward(x, self.activation)
     }
 
     /// Runs every expert on its rows. `x_nd` is sorted by expert, `load_e` says how many rows each
@@ -175,7 +175,7 @@ impl Experts {
         match self.exec {
             ExpertExec::Grouped => self.forward_grouped(x_nd, load_e),
             ExpertExec::Padded => self.forward_padded(x_nd, load_e),
-            _ if self.count() == 1 => self.one_by_one()[0].forward(x_nd, self.activation),
+            _ if self.count() == 1 => self.dense(x_nd),
             // The fused kernels take plans; rows without one are products like any others.
             ExpertExec::Loop | ExpertExec::Fused | ExpertExec::FusedBf16 => {
                 self.forward_loop(x_nd, load_e)

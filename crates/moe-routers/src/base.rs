@@ -160,13 +160,8 @@ impl Router for Base {
         let choices = choose(&score_gte, expert_gt1); // (4)
         let room = room(cx.capacity, None, (t as usize, e as usize, 1))?;
         let chosen = Chosen { choices, experts: e, room };
-        Ok(Routing {
-            plan: chosen.plan(),
-            chosen: Some(chosen),
-            gate_gte: score_gte.detach().softmax(-1, score_gte.kind()),
-            logits_gte: score_gte,
-            aux: Vec::new(),
-        })
+        let gate_gte = score_gte.detach().softmax(-1, score_gte.kind());
+        Ok(chosen.routing(score_gte, gate_gte, Vec::new()))
     }
 
     fn reference(&self) -> Box<dyn Reference> {
@@ -189,13 +184,8 @@ impl Reference for Host {
         let choices = choose_host(score_te.view(), expert_t); // (4)
         let room = room(input.capacity, None, (t, e, 1))?;
         let chosen = moe_core::Chosen::new(choices, e, room)?;
-        Ok(HostRouting {
-            plan: chosen.plan()?,
-            chosen: Some(chosen),
-            gate_te: score::softmax(score_te.view()),
-            logits_te: score_te,
-            aux: Vec::new(),
-        })
+        let gate_te = score::softmax(score_te.view());
+        Ok(chosen.routing(score_te, gate_te, Vec::new())?)
     }
 }
 

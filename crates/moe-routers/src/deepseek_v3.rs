@@ -179,13 +179,11 @@ impl Router for DeepSeekV3 {
         let gate_gte = (&selection.score_gte / sum_gt1.clamp_min(FLOOR)).detach();
         let room = room(cx.capacity, None, (t as usize, e as usize, self.config.top_k))?;
         let chosen = Chosen { choices: selection.choices, experts: e, room };
-        Ok(Routing {
-            plan: chosen.plan(),
-            chosen: Some(chosen),
+        Ok(chosen.routing(
             logits_gte,
             gate_gte,
-            aux: vec![Aux { name: "balance", weight: self.config.alpha, value }],
-        })
+            vec![Aux { name: "balance", weight: self.config.alpha, value }],
+        ))
     }
 
     fn reference(&self) -> Box<dyn Reference> {

@@ -93,13 +93,7 @@ impl Router for Dense {
         let expert_gtk = one_gt1.zeros_like().to_kind(Kind::Int64);
         let choices = ChoicesGtk::new(expert_gtk, one_gt1.shallow_clone());
         let chosen = Chosen { choices, experts: 1, room: (None, DropOrder::Arrival) };
-        Ok(Routing {
-            plan: chosen.plan(),
-            chosen: Some(chosen),
-            logits_gte: one_gt1.zeros_like(),
-            gate_gte: one_gt1,
-            aux: Vec::new(),
-        })
+        Ok(chosen.routing(one_gt1.zeros_like(), one_gt1, Vec::new()))
     }
 
     fn reference(&self) -> Box<dyn Reference> {
@@ -114,13 +108,7 @@ impl Reference for Host {
         let ones_t1 = Array2::ones((input.x_td.nrows(), 1));
         let choices = Choices::top_k(ones_t1.view(), 1);
         let chosen = moe_core::Chosen::new(choices, 1, (None, DropOrder::Arrival))?;
-        Ok(HostRouting {
-            plan: chosen.plan()?,
-            chosen: Some(chosen),
-            logits_te: Array2::zeros(ones_t1.dim()),
-            gate_te: ones_t1,
-            aux: Vec::new(),
-        })
+        Ok(chosen.routing(Array2::zeros(ones_t1.dim()), ones_t1, Vec::new())?)
     }
 }
 

@@ -87,13 +87,7 @@ impl Router for Hash {
         let gate_gte = expert_gt.one_hot(self.experts).to_kind(x_gtd.kind());
         let choices = ChoicesGtk::new(expert_gt.unsqueeze(-1), gate_gtk);
         let chosen = Chosen { choices, experts: self.experts, room };
-        Ok(Routing {
-            plan: chosen.plan(),
-            chosen: Some(chosen),
-            logits_gte: gate_gte.zeros_like(),
-            gate_gte,
-            aux: Vec::new(),
-        })
+        Ok(chosen.routing(gate_gte.zeros_like(), gate_gte, Vec::new()))
     }
 
     fn reference(&self) -> Box<dyn Reference> {
@@ -126,13 +120,7 @@ impl Reference for Host {
         let expert_tk = ndarray::Array1::from_vec(expert_t).insert_axis(Axis(1));
         let choices = Choices { expert_tk, gate_tk: Array2::ones((t, 1)) };
         let chosen = moe_core::Chosen::new(choices, e, room(input.capacity, None, (t, e, 1))?)?;
-        Ok(HostRouting {
-            plan: chosen.plan()?,
-            chosen: Some(chosen),
-            logits_te: Array2::zeros((t, e)),
-            gate_te,
-            aux: Vec::new(),
-        })
+        Ok(chosen.routing(Array2::zeros((t, e)), gate_te, Vec::new())?)
     }
 }
 

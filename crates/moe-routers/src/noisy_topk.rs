@@ -211,13 +211,11 @@ impl Router for NoisyTopk {
         let room = room(cx.capacity, None, (t as usize, e as usize, self.config.top_k))?;
         let choices = terms.choices.without_padding(cx.padding_gt);
         let chosen = Chosen { choices, experts: e, room };
-        Ok(Routing {
-            plan: chosen.plan(),
-            chosen: Some(chosen),
-            gate_gte: terms.noisy_gte.detach().softmax(-1, terms.noisy_gte.kind()),
-            logits_gte: terms.clean_gte,
+        Ok(chosen.routing(
+            terms.clean_gte,
+            terms.noisy_gte.detach().softmax(-1, terms.noisy_gte.kind()),
             aux,
-        })
+        ))
     }
 
     fn takes_padding(&self) -> bool {

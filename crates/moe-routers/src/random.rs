@@ -106,13 +106,8 @@ impl Router for Random {
         let gate_gtk = choices.gate_gtk.ones_like() / self.top_k as f64;
         let room = room(cx.capacity, None, (t as usize, self.experts as usize, self.top_k))?;
         let chosen = Chosen { choices: choices.with_gates(gate_gtk), experts: self.experts, room };
-        Ok(Routing {
-            plan: chosen.plan(),
-            chosen: Some(chosen),
-            gate_gte: logits_gte.softmax(-1, logits_gte.kind()),
-            logits_gte,
-            aux: Vec::new(),
-        })
+        let gate_gte = logits_gte.softmax(-1, logits_gte.kind());
+        Ok(chosen.routing(logits_gte, gate_gte, Vec::new()))
     }
 
     fn reference(&self) -> Box<dyn Reference> {
@@ -128,13 +123,11 @@ impl Reference for Random {
         let choices = Choices::top_k(u_te, self.top_k).with_gates(gate_tk);
         let room = room(input.capacity, None, (t, e, self.top_k))?;
         let chosen = moe_core::Chosen::new(choices, e, room)?;
-        Ok(HostRouting {
-            plan: chosen.plan()?,
-            chosen: Some(chosen),
-            logits_te: Array2::zeros((t, e)),
-            gate_te: Array2::from_elem((t, e), 1.0 / e as f64),
-            aux: Vec::new(),
-        })
+        Ok(chosen.routing(
+            Array2::zeros((t, e)),
+            Array2::from_elem((t, e), 1.0 / e as f64),
+            Vec::new(),
+        )?)
     }
 }
 

@@ -182,6 +182,11 @@ impl Chosen {
     pub fn plan(&self) -> TensorPlan {
         self.choices.plan(self.experts, self.room)
     }
+
+    /// The routing of the choices that find room, with everything that goes beside it.
+    pub fn routing(self, logits_gte: Tensor, gate_gte: Tensor, aux: Vec<Aux>) -> Routing {
+        Routing { plan: self.plan(), chosen: Some(self), logits_gte, gate_gte, aux }
+    }
 }
 
 /// What a router decided.

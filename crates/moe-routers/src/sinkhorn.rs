@@ -193,13 +193,8 @@ impl Router for Sinkhorn {
         let gate_gtk = gate_gte.gather(-1, &expert_gtk, false);
         let room = room(cx.capacity, None, (t as usize, e as usize, k))?;
         let chosen = Chosen { choices: ChoicesGtk::new(expert_gtk, gate_gtk), experts: e, room };
-        Ok(Routing {
-            plan: chosen.plan(),
-            chosen: Some(chosen),
-            gate_gte: logits_gte.detach().softmax(-1, kind),
-            logits_gte,
-            aux: Vec::new(),
-        })
+        let gate_gte = logits_gte.detach().softmax(-1, kind);
+        Ok(chosen.routing(logits_gte, gate_gte, Vec::new()))
     }
 
     fn reference(&self) -> Box<dyn Reference> {
@@ -227,13 +222,7 @@ impl Reference for Host {
         let gate_tk = Array2::from_shape_fn((t, k), |at| gate_te[[at.0, choices.expert_tk[at]]]);
         let room = room(input.capacity, None, (t, e, k))?;
         let chosen = moe_core::Chosen::new(choices.with_gates(gate_tk), e, room)?;
-        Ok(HostRouting {
-            plan: chosen.plan()?,
-            chosen: Some(chosen),
-            logits_te,
-            gate_te: prob_te,
-            aux: Vec::new(),
-        })
+        Ok(chosen.routing(logits_te, prob_te, Vec::new())?)
     }
 }
 

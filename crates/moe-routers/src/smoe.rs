@@ -109,13 +109,7 @@ impl Router for Smoe {
         let own = self.config.policy();
         let room = room(cx.capacity, Some(&own), (t as usize, e as usize, top_k))?;
         let chosen = Chosen { choices: choices.without_padding(padding), experts: e, room };
-        Ok(Routing {
-            plan: chosen.plan(),
-            chosen: Some(chosen),
-            logits_gte,
-            gate_gte: prob_gte.detach(),
-            aux,
-        })
+        Ok(chosen.routing(logits_gte, prob_gte.detach(), aux))
     }
 
     fn takes_padding(&self) -> bool {
@@ -168,13 +162,7 @@ impl Reference for Host {
         let own = self.config.policy(); // (7)
         let room = room(input.capacity, Some(&own), (t, e, self.config.top_k))?;
         let chosen = moe_core::Chosen::of_present(choices, present_tk.view(), e, room)?;
-        Ok(HostRouting {
-            plan: chosen.plan()?,
-            chosen: Some(chosen),
-            logits_te,
-            gate_te: prob_te,
-            aux,
-        })
+        Ok(chosen.routing(logits_te, prob_te, aux)?)
     }
 }
 

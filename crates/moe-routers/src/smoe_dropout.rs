@@ -220,13 +220,8 @@ impl Router for SmoeDropout {
         let gate_gtk = choices.gate_gtk.softmax(-1, kind);
         let room = room(cx.capacity, None, (t as usize, e as usize, k))?;
         let chosen = Chosen { choices: choices.with_gates(gate_gtk), experts: e, room };
-        Ok(Routing {
-            plan: chosen.plan(),
-            chosen: Some(chosen),
-            gate_gte: logits_gte.detach().softmax(-1, kind),
-            logits_gte,
-            aux: Vec::new(),
-        })
+        let gate_gte = logits_gte.detach().softmax(-1, kind);
+        Ok(chosen.routing(logits_gte, gate_gte, Vec::new()))
     }
 
     fn reference(&self) -> Box<dyn Reference> {
@@ -248,13 +243,8 @@ impl Reference for Host {
         let gate_tk = score::softmax(choices.gate_tk.view());
         let room = room(input.capacity, None, (t, e, k))?;
         let chosen = moe_core::Chosen::new(choices.with_gates(gate_tk), e, room)?;
-        Ok(HostRouting {
-            plan: chosen.plan()?,
-            chosen: Some(chosen),
-            gate_te: score::softmax(logits_te.view()),
-            logits_te,
-            aux: Vec::new(),
-        })
+        let gate_te = score::softmax(logits_te.view());
+        Ok(chosen.routing(logits_te, gate_te, Vec::new())?)
     }
 }
 

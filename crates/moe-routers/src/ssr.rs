@@ -134,13 +134,11 @@ pub fn route_logits(
     let room = room(cx.capacity, None, (t as usize, e as usize, config.top_k))?;
     let chosen = Chosen { choices: choices.with_gates(gate_gtk), experts: e, room };
     let gate_gte = score_gte.detach();
-    let routing = Routing {
-        plan: chosen.plan(),
-        chosen: Some(chosen),
-        logits_gte: logits_gte.shallow_clone(),
-        gate_gte: &gate_gte / gate_gte.sum_dim_intlist(-1, true, None),
-        aux: Vec::new(),
-    };
+    let routing = chosen.routing(
+        logits_gte.shallow_clone(),
+        &gate_gte / gate_gte.sum_dim_intlist(-1, true, None),
+        Vec::new(),
+    );
     Ok((routing, transport))
 }
 

@@ -178,13 +178,7 @@ impl Router for Switch {
             (t as usize, e as usize, 1),
         )?;
         let chosen = Chosen { choices: choices.without_padding(padding), experts: e, room };
-        Ok(Routing {
-            plan: chosen.plan(),
-            chosen: Some(chosen),
-            logits_gte,
-            gate_gte: prob_gte.detach(),
-            aux,
-        })
+        Ok(chosen.routing(logits_gte, prob_gte.detach(), aux))
     }
 
     fn takes_padding(&self) -> bool {
@@ -222,13 +216,7 @@ impl Reference for Host {
         }
         let room = room(input.capacity, Some(&self.config.policy(input.train)), (t, e, 1))?; // (3)
         let chosen = moe_core::Chosen::of_present(choices, present_tk.view(), e, room)?;
-        Ok(HostRouting {
-            plan: chosen.plan()?,
-            chosen: Some(chosen),
-            logits_te,
-            gate_te: prob_te,
-            aux,
-        })
+        Ok(chosen.routing(logits_te, prob_te, aux)?)
     }
 }
 

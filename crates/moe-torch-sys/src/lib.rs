@@ -1,5 +1,5 @@
 //! What libtorch offers and `tch` does not expose: steps of the autograd graph written in Rust
-//! ([`graph`]) and the fused experts as such a step ([`fused`]), the fused optimiser and the deterministic mode ([`optimizer`]), the allocator's
+//! ([`graph`]) and the fused experts as such a step ([`fused`]), the fused optimiser ([`optimizer`]), the allocator's
 //! settings ([`memory`]), and CUDA at run time.
 //!
 //! Binaries of this workspace link the CPU part of libtorch only; if the

@@ -86,15 +86,6 @@ impl FusedAdamW {
     }
 }
 
-/// libtorch's switch: algorithms that give the same bits every time, and an error where there is none.
-///
-/// # Errors
-/// In libtorch's words.
-pub fn set_deterministic(on: bool) -> Result<(), ShimError> {
-    // SAFETY: sets a flag of libtorch's global context.
-    ShimError::check(unsafe { ffi::moe_set_deterministic(on) })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -271,13 +271,7 @@ impl HostAcMoe {
         let value = balance::load_balance(prob_te.view(), choices.expert_tk.view(), AuxForm::SumK);
         let room = self.config.room(input.capacity, logits_te.dim())?;
         let chosen = Chosen::new(choices, logits_te.ncols(), room)?;
-        let routing = HostRouting {
-            plan: chosen.plan()?,
-            chosen: Some(chosen),
-            logits_te,
-            gate_te: prob_te,
-            aux: vec![("balance", value)],
-        };
+        let routing = chosen.routing(logits_te, prob_te, vec![("balance", value)])?;
         Ok(HostDecision { scaling, noisy_te, routing })
     }
 }

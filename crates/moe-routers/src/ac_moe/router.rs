@@ -83,13 +83,11 @@ impl AcMoe {
         let value = losses::load_balance(&prob_gte, &choices.expert_gtk, AuxForm::SumK);
         let room = self.config.room(cx.capacity, (t as usize, e as usize))?;
         let chosen = Chosen { choices, experts: e, room };
-        let routing = Routing {
-            plan: chosen.plan(),
-            chosen: Some(chosen),
+        let routing = chosen.routing(
             logits_gte,
-            gate_gte: prob_gte.detach(),
-            aux: vec![Aux { name: "balance", weight: self.config.balance_weight, value }],
-        };
+            prob_gte.detach(),
+            vec![Aux { name: "balance", weight: self.config.balance_weight, value }],
+        );
         Ok(Decision { scaling, noisy_gte, routing })
     }
 }

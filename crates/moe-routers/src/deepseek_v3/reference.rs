@@ -132,13 +132,7 @@ impl Reference for Host {
         let balance = sequence_balance_host(&self.config, &selection)?.value;
         let room = room(input.capacity, None, (t, e, self.config.top_k))?;
         let chosen = Chosen::new(selection.choices, e, room)?;
-        Ok(HostRouting {
-            plan: chosen.plan()?,
-            chosen: Some(chosen),
-            logits_te,
-            gate_te: shares(&selection.score_te),
-            aux: vec![("balance", balance)],
-        })
+        Ok(chosen.routing(logits_te, shares(&selection.score_te), vec![("balance", balance)])?)
     }
 }
 

@@ -102,13 +102,7 @@ impl Reference for Host {
         let room = room(input.capacity, None, (t, e, self.config.top_k))?;
         let present_tk = input.present(self.config.top_k)?;
         let chosen = Chosen::of_present(terms.choices, present_tk.view(), e, room)?;
-        Ok(HostRouting {
-            plan: chosen.plan()?,
-            chosen: Some(chosen),
-            logits_te: terms.clean_te,
-            gate_te: score::softmax(terms.noisy_te.view()),
-            aux,
-        })
+        Ok(chosen.routing(terms.clean_te, score::softmax(terms.noisy_te.view()), aux)?)
     }
 }
 

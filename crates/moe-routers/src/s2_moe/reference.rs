@@ -147,13 +147,12 @@ impl HostS2Moe {
         let expert_tk = chosen.choices.expert_tk.view();
         let form = self.config.balance;
         let loss = balance(form, logits_te.view(), Some(expert_tk), input.padding_t);
-        Ok(HostRouting {
-            plan: chosen.plan()?,
-            chosen: Some(chosen),
-            gate_te: score::softmax(logits_te.view()),
+        let gate_te = score::softmax(logits_te.view());
+        Ok(chosen.routing(
             logits_te,
-            aux: if input.train { vec![("balance", loss)] } else { Vec::new() },
-        })
+            gate_te,
+            if input.train { vec![("balance", loss)] } else { Vec::new() },
+        )?)
     }
 
     /// (4) of what the settings contrast, over the tokens that are no padding; 0 without any.

@@ -111,13 +111,11 @@ pub fn route_logits_host(
     let (t, e) = logits_te.dim();
     let room = room(input.capacity, None, (t, e, config.top_k))?;
     let chosen = Chosen::new(choices.with_gates(gate_tk), e, room)?;
-    let routing = HostRouting {
-        plan: chosen.plan()?,
-        chosen: Some(chosen),
-        logits_te: logits_te.to_owned(),
-        gate_te: &score_te / &score_te.sum_axis(Axis(1)).insert_axis(Axis(1)),
-        aux: Vec::new(),
-    };
+    let routing = chosen.routing(
+        logits_te.to_owned(),
+        &score_te / &score_te.sum_axis(Axis(1)).insert_axis(Axis(1)),
+        Vec::new(),
+    )?;
     Ok((routing, transport))
 }
 

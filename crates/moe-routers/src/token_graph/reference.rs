@@ -256,13 +256,7 @@ impl HostTokenGraph {
         let (t, e) = mixed_te.dim();
         let chosen =
             Chosen::new(choices, e, room(input.capacity, None, (t, e, self.config.top_k))?)?;
-        let routing = HostRouting {
-            plan: chosen.plan()?,
-            chosen: Some(chosen),
-            logits_te,
-            gate_te: mixed_te,
-            aux: vec![("balance", value)],
-        };
+        let routing = chosen.routing(logits_te, mixed_te, vec![("balance", value)])?;
         Ok(HostDecision { prob_te, graph_tn, routing })
     }
 

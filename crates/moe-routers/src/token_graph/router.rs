@@ -224,13 +224,11 @@ impl TokenGraph {
         let (_, t, e) = axes3(&mixed_gte);
         let room = room(cx.capacity, None, (t as usize, e as usize, self.config.top_k))?;
         let chosen = Chosen { choices, experts: e, room };
-        let routing = Routing {
-            plan: chosen.plan(),
-            chosen: Some(chosen),
+        let routing = chosen.routing(
             logits_gte,
-            gate_gte: mixed_gte.detach(),
-            aux: vec![Aux { name: "balance", weight: self.config.balance_weight, value }],
-        };
+            mixed_gte.detach(),
+            vec![Aux { name: "balance", weight: self.config.balance_weight, value }],
+        );
         Ok(Decision { prob_gte, mixed_gte, graph_gtn, routing })
     }
 
