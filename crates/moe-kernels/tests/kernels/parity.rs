@@ -1,8 +1,9 @@
 //! Every kernel of this machine against plain `f64` loops.
 
+use crate::instruction_sets;
 use crate::oracle::problem::{Problem, answer, problems};
 use crate::oracle::tolerance::{DIFFERENCES, STEP, relative_error, tolerance};
-use moe_kernels::{Activation, Dtype, Isa, Shape, Workspace};
+use moe_kernels::{Activation, Dtype, Shape, Workspace};
 use proptest::prelude::*;
 
 /// Outputs and gradients of all kernels, hidden layer saved and not.
@@ -15,7 +16,7 @@ fn check_in(problem: &Problem, dtype: Dtype) {
     let (y_td, mut want) = (problem.output(), problem.gradients());
     let (want, bound) = (want.all_mut(), tolerance(dtype));
     let mut workspace = Workspace::new();
-    for isa in Isa::available() {
+    for isa in instruction_sets() {
         for save in [false, true] {
             let got = answer(problem, isa, dtype, save, 0.0, &mut workspace).unwrap();
             let error = relative_error(&got.y_td, &y_td);
