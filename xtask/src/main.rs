@@ -18,6 +18,7 @@ mod compiler;
 mod doctor;
 mod env;
 mod hash;
+mod instructions;
 mod libtorch;
 mod pipe;
 mod problem;
@@ -72,6 +73,7 @@ fn run(action: Action) -> Result<u8> {
         Action::Test { only } => testing::run(&workspace, &env, &only).map(verdict),
         Action::Bench { args } => bench::run(&workspace, &env, &args),
         Action::Conform { args } => bench::conform(&workspace, &env, &args),
+        Action::Instructions { isa, names } => instructions::run(&workspace, &isa, &names),
         Action::Tidy => tidy::run(workspace.root()).map(verdict),
     }
 }
