@@ -75,6 +75,12 @@ pub struct TrainArgs {
     /// Go on from the newest checkpoint in `--out`.
     #[arg(long, requires = "out")]
     pub resume: bool,
+    /// Print the resolved recipe, parameter counts, memory and FLOPs, and build nothing.
+    #[arg(long, conflicts_with_all = ["resume", "worker"])]
+    pub dry_run: bool,
+    /// With `--dry-run`: print JSON.
+    #[arg(long, requires = "dry_run")]
+    pub json: bool,
     /// Where to compute.
     #[command(flatten)]
     pub machine: MachineArgs,

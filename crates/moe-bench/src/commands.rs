@@ -56,6 +56,9 @@ pub fn speed(args: &SpeedArgs) -> Result<()> {
 /// # Errors
 /// A recipe, data or directory that cannot be used, or a step that cannot be taken.
 pub fn train(args: &TrainArgs) -> Result<()> {
+    if args.dry_run {
+        return crate::dry_run::dry_run(args);
+    }
     let stop = worker::stop_flag()?;
     let device = args.machine.ready()?;
     let recipe = Recipe::read(&args.recipe, &args.sets)?;

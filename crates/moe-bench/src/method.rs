@@ -7,6 +7,9 @@ use moe_routers::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+/// Largest whole number of a setting.
+const MOST: u64 = 1 << 32;
+
 /// A method by name, with settings over one of its presets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(from = "NameOrTable")]
@@ -68,11 +71,17 @@ impl MethodRecipe {
     }
 
     /// TOML has no null, but settings turn its `nan` and `inf` into one, which would stand for "none".
+    /// Whole numbers but seeds are counts and sizes, whose products must not overflow.
     fn check_numbers(&self) -> Result<(), ConfigError> {
-        match self.settings.iter().find(|(_, value)| value.is_null()) {
-            Some((key, _)) => Err(ConfigError::setting(key, "nan and inf are no settings")),
-            None => Ok(()),
+        for (key, value) in &self.settings {
+            if value.is_null() {
+                return Err(ConfigError::setting(key, "nan and inf are no settings"));
+            }
+            if key != "seed" && value.as_u64().is_some_and(|count| count > MOST) {
+                return Err(ConfigError::setting(key, format!("{value} is above {MOST}")));
+            }
         }
+        Ok(())
     }
 
     /// Puts every setting of the resolved method down, the preset it came from first.

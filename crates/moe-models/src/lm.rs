@@ -100,6 +100,9 @@ pub struct ModelError {
     pub reason: String,
 }
 
+/// Deeper than any model that was trained, and still quickly laid out.
+const MOST_LAYERS: i64 = 4096;
+
 impl LmConfig {
     /// Refuses sizes that do not go together.
     ///
@@ -121,6 +124,9 @@ impl LmConfig {
         let most = 1 << 24;
         if let Some((key, value)) = positive.into_iter().find(|(_, v)| !(1..=most).contains(v)) {
             return error(key, format!("{value} is outside 1..={most}"));
+        }
+        if self.layers > MOST_LAYERS {
+            return error("layers", format!("{} is outside 1..={MOST_LAYERS}", self.layers));
         }
         if self.width % self.heads != 0 {
             return error("heads", format!("{} does not divide width {}", self.heads, self.width));
