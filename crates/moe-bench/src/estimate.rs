@@ -10,14 +10,17 @@
 //! weights       every parameter and buffer, and once more every expert: packed for the kernels (CPU)
 //! gradients     every learned parameter
 //! moments       twice every learned parameter
-//! activations   a layer's attention  7 N d     (+ 3 N t heads where a router reads the weights)
+//! activations   twice what the forward pass keeps, for gradients flow beside it:
+//!               a layer's attention  7 N d     (+ 3 N t heads where a router reads the weights)
 //!               a dense layer        2 N d + (m + 1) N H
 //!               a sparse layer       4 N d + m N H + 4 N e
-//! scratch       2 * min(N, 1024) * v + 2 v d + 2 N d: the output layer's chunk, its gradients
+//! scratch       5 min(N, 1024) v + 3 v d + 2 N d: the output layer's chunk, its gradients
+//! checkpoint    four times every learned parameter: the moments, copied and as a file
 //! process       what is resident when the data are read and the model is not yet there
 //! ```
 //!
-//! A test holds the sum to within [`FACTOR`] of the measured peak of a training process.
+//! The peak is `process + weights + gradients + moments + max(activations + scratch, checkpoint)`. The
+//! factors 2 and 5 were fitted to measured peaks. A test holds the peak to within [`FACTOR`] of the measured peak of a training process.
 //!
 //! Work of a step is three times a forward pass (the backward pass makes two products of every one): a
 //! token multiplies every matrix once, 2 FLOPs a value, of the experts its share; and `4 t d` in
@@ -87,13 +90,15 @@ pub struct Memory {
     pub gradients: f64,
     /// Both moments of the optimiser.
     pub moments: f64,
-    /// What the forward pass keeps for the backward pass.
+    /// What the forward pass keeps for the backward pass, and the gradients of it.
     pub activations: f64,
     /// The output layer's chunk and gradients.
     pub scratch: f64,
+    /// Copies that are made to write a checkpoint, when activations are gone.
+    pub checkpoint: f64,
     /// Program and data.
     pub process: f64,
-    /// All together.
+    /// The peak.
     pub total: f64,
 }
 
@@ -182,20 +187,13 @@ impl<'a> Sizes<'a> {
 
     fn memory(&self, learned: u64, buffers: u64, experts: u64, process: u64) -> Memory {
         let bytes = |values: u64| values as f64 * BYTES;
-        let (weights, gradients) =
-            (bytes(learned) + bytes(buffers) + bytes(experts), bytes(learned));
+        let weights = bytes(learned) + bytes(buffers) + bytes(experts);
+        let (gradients, moments) = (bytes(learned), 2.0 * bytes(learned));
         let (activations, scratch) = (self.activations() * BYTES, self.scratch() * BYTES);
-        let process = process as f64;
-        let total = weights + 3.0 * gradients + activations + scratch + process;
-        Memory {
-            weights,
-            gradients,
-            moments: 2.0 * gradients,
-            activations,
-            scratch,
-            process,
-            total,
-        }
+        let (checkpoint, process) = (2.0 * moments, process as f64);
+        let passing = checkpoint.max(activations + scratch);
+        let total = weights + gradients + moments + passing + process;
+        Memory { weights, gradients, moments, activations, scratch, checkpoint, process, total }
     }
 
     fn activations(&self) -> f64 {
@@ -208,13 +206,13 @@ impl<'a> Sizes<'a> {
         let dense_layer = 2.0 * n_d + (dense_maps + 1.0) * self.tokens * active_hidden as f64;
         let routed = maps(activation.gated()) * self.hidden + 4.0 * experts as f64;
         let sparse_layer = 4.0 * n_d + self.tokens * (routed + written);
-        7.0 * n_d * layers + dense_layer * (layers - sparse) + sparse_layer * sparse
+        2.0 * (7.0 * n_d * layers + dense_layer * (layers - sparse) + sparse_layer * sparse)
     }
 
     fn scratch(&self) -> f64 {
         let chunk = self.tokens.min(head::CHUNK as f64);
         let width = self.model.width as f64;
-        2.0 * (chunk * self.vocabulary + self.vocabulary * width + self.tokens * width)
+        5.0 * chunk * self.vocabulary + (3.0 * self.vocabulary + 2.0 * self.tokens) * width
     }
 
     /// Of a training step.
@@ -244,7 +242,7 @@ impl Estimate {
             "parameters   {} learned, {} active per token, {} in buffers\n\
              \x20            outer {}, attention {}, dense layers {}, experts {}, routers {}\n\
              memory       about {} at the peak of training on a CPU (within a factor of {FACTOR})\n\
-             \x20            weights {}, gradients {}, moments {}, activations {}, output layer {}, program and data {}\n\
+             \x20            weights {}, gradients {}, moments {}, activations {}, output layer {}, program and data {}; or {} to write a checkpoint\n\
              work         {:.4e} FLOPs per step of {} tokens ({per_token:.4e} per token)\n",
             self.params_total,
             self.params_active,
@@ -261,6 +259,7 @@ impl Estimate {
             size(memory.activations),
             size(memory.scratch),
             size(memory.process),
+            size(memory.checkpoint),
             self.flops_per_step,
             self.tokens_per_step,
         )
@@ -370,8 +369,13 @@ mod tests {
         );
         assert_eq!(memory.weights, learned + one.params.experts as f64 * 4.0);
         assert_eq!(two.memory_bytes.activations, 2.0 * memory.activations);
+        assert!(memory.checkpoint < memory.activations + memory.scratch);
         let parts = memory.weights + memory.gradients + memory.moments + memory.activations;
         assert_eq!(memory.total, parts + memory.scratch + memory.process);
+        let small = estimate(&recipe("switch", &["train.batch=1", "train.sequence=1"]), 9, 0);
+        let small = small.unwrap().memory_bytes;
+        let resident = small.weights + small.gradients + small.moments;
+        assert_eq!(small.total, resident + small.checkpoint);
     }
 
     /// A model of 10^12 parameters takes no memory to count, and one that no computer could number is
@@ -382,15 +386,10 @@ mod tests {
         let found = estimate(&recipe("switch", &huge), VOCABULARY, 0).unwrap();
         assert!(found.params_total > 1_000_000_000_000, "{found:?}");
         assert!(found.render().contains("TiB"), "{}", found.render());
-        let codes =
-            recipe("soft-moe", &["router.slots_per_expert=4294967296", "model.width=16777216"]);
-        let error = estimate(&codes, VOCABULARY, 0).unwrap_err().to_string();
-        assert!(error.starts_with("model: layers.1.router.phi of ["), "{error}");
-    }
-}
         let slots = ["router.slots_per_expert=4294967296", "model.experts=65536"];
         let error = estimate(&recipe("soft-moe", &slots), VOCABULARY, 0).unwrap_err().to_string();
-        let want = "model: layers.1.router.phi of [16, 281474976710656] is too large for any machine";
+        let want =
+            "model: layers.1.router.phi of [16, 281474976710656] is too large for any machine";
         assert_eq!(error, want);
     }
 }
