@@ -36,6 +36,8 @@ enum Command {
     Conform(ConformArgs),
     /// Time every way to run a sparse layer, in turns, against the dense products.
     Speed(SpeedArgs),
+    /// Print the JSON Schema of recipes, for editors.
+    Schema,
     /// Say what this machine offers and whether everything works.
     Doctor,
 }
@@ -246,6 +248,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Report { dir } => commands::report(&dir),
         Command::Conform(args) => crate::conform::run(&args),
         Command::Speed(args) => commands::speed(&args),
+        Command::Schema => commands::schema(),
         Command::Doctor => commands::doctor(),
     }
 }

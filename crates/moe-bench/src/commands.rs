@@ -12,6 +12,7 @@ use crate::error::Misuse;
 use crate::recipe::Recipe;
 use crate::results::Results;
 use crate::run::{Event, Outcome, RunDir, load, prepare};
+use crate::say::say;
 use crate::table::{Style, render};
 use crate::{papers, worker};
 use anyhow::{Context, Result, ensure};
@@ -27,12 +28,12 @@ use tch::{Device, Kind, Tensor};
 /// An unknown name.
 pub fn papers(args: &PapersArgs) -> Result<()> {
     match &args.name {
-        _ if args.markdown => print!("{}", papers::page()),
+        _ if args.markdown => say(&papers::page())?,
         Some(name) => {
             let paper = moe_routers::paper(name).map_err(|e| Misuse::new(e.to_string()))?;
-            print!("{}", papers::entry(paper));
+            say(&papers::entry(paper).to_string())?;
         }
-        None => println!("{}", papers::list()),
+        None => say(&format!("{}\n", papers::list()))?,
     }
     Ok(())
 }
@@ -203,6 +204,14 @@ pub fn report(dir: &Path) -> Result<()> {
     println!("{}", render(&results, Style::Terminal));
     println!("{}", dir.join("report.html").display());
     Ok(())
+}
+
+/// `moe schema`.
+///
+/// # Errors
+/// Standard output that cannot be written.
+pub fn schema() -> Result<()> {
+    Ok(say(&crate::schema::schema())?)
 }
 
 /// `moe doctor`.

@@ -1,10 +1,10 @@
 //! `moe train R --dry-run`: the recipe as resolved and what it will cost, without building the model.
-#![expect(clippy::print_stdout, reason = "a command line tool talks to its terminal")]
 
 use crate::cli::TrainArgs;
 use crate::environment::peak_memory_bytes;
 use crate::estimate::{Estimate, estimate};
 use crate::recipe::Recipe;
+use crate::say::say;
 use anyhow::Result;
 use moe_data::Split;
 use serde::Serialize;
@@ -35,17 +35,14 @@ struct Data {
 pub fn dry_run(args: &TrainArgs) -> Result<()> {
     let found = look(&Recipe::read(&args.recipe, &args.sets)?)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&found)?);
-        return Ok(());
+        return Ok(say(&(serde_json::to_string_pretty(&found)? + "\n"))?);
     }
     let Data { corpus, tokenizer, train_tokens, valid_tokens, test_tokens } = &found.data;
-    println!("{}", found.recipe.to_toml());
-    println!(
-        "data         {corpus} as {tokenizer}: {} ids; {train_tokens} + {valid_tokens} + {test_tokens} tokens",
-        found.estimate.vocabulary
+    let ids = found.estimate.vocabulary;
+    let data = format!(
+        "data         {corpus} as {tokenizer}: {ids} ids; {train_tokens} + {valid_tokens} + {test_tokens} tokens"
     );
-    print!("{}", found.estimate.render());
-    Ok(())
+    Ok(say(&format!("{}\n{data}\n{}", found.recipe.to_toml(), found.estimate.render()))?)
 }
 
 /// Reads the data, whose vocabulary decides the size of the output layer, and measures the model.

@@ -21,6 +21,8 @@ pub mod recipe;
 pub mod report;
 pub mod results;
 pub mod run;
+mod say;
+pub mod schema;
 pub mod speed;
 pub mod summary;
 pub mod table;

@@ -22,7 +22,7 @@ pub struct MethodRecipe {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "a name, or a table with `name`")]
+#[serde(untagged, expecting = "expected a name, or a table with `name`")]
 enum NameOrTable {
     Name(String),
     Table {
@@ -76,6 +76,9 @@ impl MethodRecipe {
         for (key, value) in &self.settings {
             if value.is_null() {
                 return Err(ConfigError::setting(key, "nan and inf are no settings"));
+            }
+            if key == "capacity" && *value == 0 {
+                return Err(ConfigError::setting(key, "0 must be at least 1"));
             }
             if key != "seed" && value.as_u64().is_some_and(|count| count > MOST) {
                 return Err(ConfigError::setting(key, format!("{value} is above {MOST}")));

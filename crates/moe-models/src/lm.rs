@@ -14,11 +14,12 @@ use moe_core::{CapacityPolicy, RouteError};
 use moe_routers::norm::TorchNorm;
 use moe_routers::residual::{Carried, LN_EPS, PlainConfig};
 use moe_routers::{Norm, ParamStore, Residual, ResidualConfig, RouteCx, RouterConfig};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 /// Which tokens compete for experts' room and share a balance loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RoutingGroup {
     /// All tokens of the batch: what Switch, GShard and their kin do on one device.
@@ -28,7 +29,7 @@ pub enum RoutingGroup {
 }
 
 /// Sizes and layout.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LmConfig {
     /// Model width `d`.
