@@ -43,6 +43,8 @@ pub(crate) enum Action {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
     },
+    /// Check licences, sources and duplicates of dependencies, where cargo-deny is installed
+    Deny,
     /// Check the conventions of the workspace
     Tidy,
 }
@@ -63,7 +65,7 @@ mod tests {
         Cli::command().debug_assert();
         assert_eq!(
             command_names(),
-            ["setup", "doctor", "test", "bench", "conform", "tidy", "help"]
+            ["setup", "doctor", "test", "bench", "conform", "deny", "tidy", "help"]
         );
     }
 

@@ -15,6 +15,7 @@ compile_error!("the workspace is built on Linux; on Windows, use its subsystem f
 mod bench;
 mod cli;
 mod compiler;
+mod deny;
 mod doctor;
 mod env;
 mod hash;
@@ -72,6 +73,7 @@ fn run(action: Action) -> Result<u8> {
         Action::Test { only } => testing::run(&workspace, &env, &only).map(verdict),
         Action::Bench { args } => bench::run(&workspace, &env, &args),
         Action::Conform { args } => bench::conform(&workspace, &env, &args),
+        Action::Deny => deny::run(&workspace).map(verdict),
         Action::Tidy => tidy::run(workspace.root()).map(verdict),
     }
 }

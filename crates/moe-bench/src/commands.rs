@@ -5,7 +5,7 @@
     reason = "a command line tool talks to its terminal"
 )]
 
-use crate::cli::{CompareArgs, EvalArgs, PapersArgs, SpeedArgs, SplitArg, TrainArgs};
+use crate::cli::{CompareArgs, DataAction, EvalArgs, PapersArgs, SpeedArgs, SplitArg, TrainArgs};
 use crate::compare::{Comparison, default_out};
 use crate::environment::{environment, hardware_threads};
 use crate::error::Misuse;
@@ -14,7 +14,7 @@ use crate::results::Results;
 use crate::run::{Event, Outcome, RunDir, load, prepare};
 use crate::say::say;
 use crate::table::{Style, render};
-use crate::{papers, worker};
+use crate::{data, papers, worker};
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use moe_data::Split;
@@ -204,6 +204,21 @@ pub fn report(dir: &Path) -> Result<()> {
     println!("{}", render(&results, Style::Terminal));
     println!("{}", dir.join("report.html").display());
     Ok(())
+}
+
+/// `moe data`.
+///
+/// # Errors
+/// A set that no registry carries, or one that could not be fetched.
+pub fn data(action: &DataAction) -> Result<()> {
+    let text = match action {
+        DataAction::List => data::list()?,
+        DataAction::Fetch { name } => {
+            let place = data::fetch(data::find(name)?, &data::cache()?)?;
+            format!("{}\n", place.display())
+        }
+    };
+    Ok(say(&text)?)
 }
 
 /// `moe schema`.

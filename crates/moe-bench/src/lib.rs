@@ -9,6 +9,7 @@ pub mod cli;
 pub mod commands;
 pub mod compare;
 pub mod conform;
+pub mod data;
 pub mod dry_run;
 pub mod environment;
 pub mod error;
