@@ -34,6 +34,8 @@ fn plain_types(reason: &str) -> String {
         "u64" | "usize" => "a whole number of at least 0",
         "i64" => "a whole number",
         "f64" => "a number",
+        // What the TOML reader says of anything but a string where one of a list of words belongs.
+        "string only" => return "invalid type, expected a word in quotes".to_owned(),
         _ if kind.starts_with("struct ") => "a table",
         _ => return reason.to_owned(),
     };

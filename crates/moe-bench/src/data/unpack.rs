@@ -2,7 +2,7 @@
 //!
 //! No entry decides where it is written: files are taken by the table of the set, and below a tree only
 //! under paths of plain names. Links, devices and whatever else is no file are left out. Bytes are
-//! counted against the set's limit before they are written, and the whole stream against twice that.
+//! counted against the set's limit before they are written, and the whole stream against twice that and headers.
 
 use super::sets::{Set, Takes};
 use anyhow::{Context, Result, bail, ensure};
@@ -16,6 +16,9 @@ use tar::Archive;
 /// Most files of a tree.
 const MOST_FILES: usize = 100_000;
 
+/// Bytes of their headers and padding.
+const HEADERS: u64 = 1024 * MOST_FILES as u64;
+
 /// Unpacks what `set` takes of `archive`, an uncompressed tar, into the directory `into`; the number of
 /// files.
 ///
@@ -23,7 +26,8 @@ const MOST_FILES: usize = 100_000;
 /// An archive that is damaged, that leads out of the directory, that holds more than the set may have,
 /// or that lacks a file or has another one in its place; each names the file.
 pub fn unpack(archive: impl Read, set: &Set, into: &Path) -> Result<usize> {
-    let mut archive = Archive::new(archive.take(set.most_bytes.saturating_mul(2)));
+    let most = set.most_bytes.saturating_mul(2).saturating_add(HEADERS);
+    let mut archive = Archive::new(archive.take(most));
     let (mut left, mut hashes) = (set.most_bytes, BTreeMap::new());
     for entry in archive.entries().context("reading the archive")? {
         let mut entry = entry.context("reading the archive")?;
