@@ -11,7 +11,8 @@
 //! gradients     every learned parameter
 //! moments       twice every learned parameter
 //! activations   twice what the forward pass keeps, for gradients flow beside it:
-//!               a layer's attention  7 N d     (+ 3 N t heads where a router reads the weights)
+//!               a layer's attention  7 N d     (+ 3 N t heads where a router reads the weights;
+//!                                              + N (2 l + t) heads + 3 N d l / t with a span of l)
 //!               a dense layer        2 N d + (m + 1) N H
 //!               a sparse layer       4 N d + m N H + 4 N e
 //! scratch       5 min(N, 1024) v + 3 v d + 2 N d: the output layer's chunk, its gradients
@@ -24,7 +25,8 @@
 //!
 //! Work of a step is three times a forward pass (the backward pass makes two products of every one): a
 //! token multiplies every matrix once, 2 FLOPs a value, of the experts its share; and `4 t d` in
-//! every layer's attention. What a rule computes besides its matrices (similarities between tokens,
+//! every layer's attention, or with a span of `l`, whose keys and values are computed again for the memory,
+//! `(6 l + 4 t) d + 4 d^2 l / t`. What a rule computes besides its matrices (similarities between tokens,
 //! sorting) is not in it.
 //!
 //! Axis letters: `b` batch, `t` tokens, `d` width, `e` experts, `v` vocabulary.
@@ -206,7 +208,24 @@ impl<'a> Sizes<'a> {
         let dense_layer = 2.0 * n_d + (dense_maps + 1.0) * self.tokens * active_hidden as f64;
         let routed = maps(activation.gated()) * self.hidden + 4.0 * experts as f64;
         let sparse_layer = 4.0 * n_d + self.tokens * (routed + written);
-        2.0 * (7.0 * n_d * layers + dense_layer * (layers - sparse) + sparse_layer * sparse)
+        let attention = 7.0 * n_d + self.span_values();
+        2.0 * (attention * layers + dense_layer * (layers - sparse) + sparse_layer * sparse)
+    }
+
+    /// What attention over a span keeps besides.
+    fn span_values(&self) -> f64 {
+        let LmConfig { width, heads, span, .. } = *self.model;
+        let span = span.unwrap_or(0) as f64;
+        let written = (2.0 * span + self.sequence) * heads as f64;
+        let remembered = 3.0 * width as f64 * span / self.sequence;
+        if span > 0.0 { self.tokens * (written + remembered) } else { 0.0 }
+    }
+
+    /// FLOPs of a token in one layer's attention, its matrices aside.
+    fn attention_flops(&self) -> f64 {
+        let (width, span) = (self.model.width as f64, self.model.span.unwrap_or(0) as f64);
+        let again = 4.0 * width * width * span / self.sequence;
+        (6.0 * span + 4.0 * self.sequence) * width + again
     }
 
     fn scratch(&self) -> f64 {
@@ -228,7 +247,7 @@ impl<'a> Sizes<'a> {
             .sum();
         let width = self.model.width as f64;
         let tied = if self.model.tied_embedding { self.vocabulary * width } else { 0.0 };
-        let attention = 4.0 * self.sequence * width * self.model.layers as f64;
+        let attention = self.attention_flops() * self.model.layers as f64;
         3.0 * self.tokens * (2.0 * (values + tied) + attention)
     }
 }
@@ -341,6 +360,7 @@ mod tests {
             "model.moe_every=1",
             "residual=momentum",
             "model.dense_activation=geglu",
+            "model.span=7",
         ] {
             assert_counts(&recipe("switch", &[more]));
         }
@@ -355,6 +375,16 @@ mod tests {
             experts = 2\nactive_hidden = 3\nbias = false\n[train]\nbatch = 2\nsequence = 5";
         let recipe = Recipe::parse(text, &[]).unwrap().resolved().unwrap();
         assert_eq!(estimate(&recipe, 4, 0).unwrap().flops_per_step, 3600.0);
+    }
+
+    /// The same with a span of 10: (60 + 20) * 2 + 4 * 4 * 10 / 5 = 192 in attention in the place of 40, and
+    /// key, value, query and output are 16 values as before.
+    #[test]
+    fn work_of_a_span_by_hand() {
+        let text = "router = 'switch'\n[model]\nwidth = 2\nlayers = 1\nheads = 1\nmoe_every = 1\nspan = 10\n\
+            experts = 2\nactive_hidden = 3\nbias = false\n[train]\nbatch = 2\nsequence = 5";
+        let recipe = Recipe::parse(text, &[]).unwrap().resolved().unwrap();
+        assert_eq!(estimate(&recipe, 4, 0).unwrap().flops_per_step, 3.0 * (80.0 + 192.0) * 10.0);
     }
 
     /// Weights and moments scale with the model, activations with the batch.
