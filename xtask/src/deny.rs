@@ -13,11 +13,27 @@ use crate::workspace::Workspace;
 /// What is checked from the lock file and the sources alone.
 const OFFLINE: [&str; 5] = ["--offline", "check", "licenses", "sources", "bans"];
 
-/// Runs the checks of `deny.toml`; true if nothing is found, or if there is no `cargo-deny`.
+/// Runs all checks of `deny.toml`; true if nothing is found, or if there is no `cargo-deny`.
 pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
+    let fine = offline(workspace)?;
+    if !installed(workspace) {
+        return Ok(fine);
+    }
+    let mut advisories = workspace.cargo(["deny", "check", "advisories"]);
+    let output = advisories.output().context("starting cargo deny")?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    Ok(fine && advisories_pass(output.status.success(), &said))
+}
+
+fn installed(workspace: &Workspace) -> bool {
     let mut version = workspace.cargo(["deny", "--version"]);
-    let installed = version.stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if !installed.is_ok_and(|status| status.success()) {
+    let status = version.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// Runs the checks that need no network; true as for [`run`].
+pub(crate) fn offline(workspace: &Workspace) -> Result<bool> {
+    if !installed(workspace) {
         println!(
             "deny: cargo-deny is not installed, so licences, sources and duplicates were not checked; \
              mend: cargo install cargo-deny --locked"
@@ -25,11 +41,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
         return Ok(true);
     }
     let mut offline = workspace.cargo(["deny"]);
-    let offline = offline.args(OFFLINE).status().context("starting cargo deny")?.success();
-    let mut advisories = workspace.cargo(["deny", "check", "advisories"]);
-    let output = advisories.output().context("starting cargo deny")?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    Ok(offline && advisories_pass(output.status.success(), &said))
+    Ok(offline.args(OFFLINE).status().context("starting cargo deny")?.success())
 }
 
 /// Tells how the check of advisories ended; no database is no finding.

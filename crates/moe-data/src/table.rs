@@ -231,6 +231,11 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_is_no_part_of_a_name() {
+        assert_eq!(table("\u{feff}text,category\na,b\n").unwrap().texts, ["a"]);
+    }
+
+    #[test]
     fn columns_go_by_name_or_by_number() {
         let got =
             LabelledTexts::parse_table(b"9\tnine\n10\tten\n", &spec(false, b'\t'), "t").unwrap();
