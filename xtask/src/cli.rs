@@ -53,6 +53,8 @@ pub(crate) enum Action {
         #[arg(value_name = "NAME")]
         names: Vec<String>,
     },
+    /// Check licences, sources and duplicates of dependencies, where cargo-deny is installed
+    Deny,
     /// Check the conventions of the workspace
     Tidy,
 }
@@ -73,7 +75,7 @@ mod tests {
         Cli::command().debug_assert();
         assert_eq!(
             command_names(),
-            ["setup", "doctor", "test", "bench", "conform", "instructions", "tidy", "help"]
+            ["setup", "doctor", "test", "bench", "conform", "instructions", "deny", "tidy", "help"]
         );
     }
 

@@ -15,6 +15,7 @@ compile_error!("the workspace is built on Linux; on Windows, use its subsystem f
 mod bench;
 mod cli;
 mod compiler;
+mod deny;
 mod doctor;
 mod env;
 mod hash;
@@ -74,6 +75,7 @@ fn run(action: Action) -> Result<u8> {
         Action::Bench { args } => bench::run(&workspace, &env, &args),
         Action::Conform { args } => bench::conform(&workspace, &env, &args),
         Action::Instructions { isa, names } => instructions::run(&workspace, &isa, &names),
+        Action::Deny => deny::run(&workspace).map(verdict),
         Action::Tidy => tidy::run(workspace.root()).map(verdict),
     }
 }
