@@ -47,7 +47,7 @@ mod split;
 mod stream;
 mod tokenizer;
 
-pub use batch::TokenBatch;
+pub use batch::{SideBySide, TokenBatch};
 pub use builtin::{BUILTIN_CORPORA, BUILTIN_IMAGES};
 pub use corpus::Corpus;
 pub use error::DataError;
