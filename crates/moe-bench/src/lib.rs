@@ -20,9 +20,12 @@ pub mod report;
 pub mod results;
 pub mod run;
 pub mod speed;
+pub mod subject;
 pub mod summary;
+pub mod sweep;
 pub mod table;
 pub mod terms;
+pub mod vision;
 pub mod worker;
 
 /// The snippets of the README, compiled.

@@ -325,6 +325,8 @@ fn batches_cover_a_split_and_standardise() {
     let square = values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32;
     assert!(mean.abs() < 1e-4 && (square - 1.0).abs() < 1e-4, "{mean} {square}");
     assert_eq!(batches[0].target_bv.row(1).to_vec(), [0.0, 1.0]);
+    // Nine images of each class, and one more of each for smoothing: a share of a half.
+    assert!((images.label_nll(Split::Test) - 2f64.ln()).abs() < 1e-12);
     let error = images.train_batch((0, 0), usize::MAX, &Augment::default()).unwrap_err();
     assert!(error.to_string().contains("a batch of 18446744073709551615 images of 1 x 2 x 3"));
 }

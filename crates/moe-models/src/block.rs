@@ -186,6 +186,13 @@ impl Block {
         Ok((y_gtd.view([b, t, d]), trace))
     }
 
+    pub(crate) fn dense(&self) -> Option<&Experts> {
+        match &self.feed_forward {
+            FeedForward::Sparse(_) => None,
+            FeedForward::Dense(network) => Some(network),
+        }
+    }
+
     pub(crate) fn sparse(&self) -> Option<&MoeLayer> {
         match &self.feed_forward {
             FeedForward::Sparse(layer) => Some(layer),

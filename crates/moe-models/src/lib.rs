@@ -24,4 +24,4 @@ pub use lm::{DecoderLm, LmConfig, ModelError, Output, RoutingGroup, Rules};
 pub use loss::LossWeights;
 pub use memory::Memory;
 pub use moe_routers::Norm;
-pub use vit::{Pool, Vit, VitConfig};
+pub use vit::{ImageSpec, Pool, Vit, VitConfig};

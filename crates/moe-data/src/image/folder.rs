@@ -133,7 +133,7 @@ fn load(directory: &Path, pictures: &[Labelled], side: Option<u32>) -> Result<Im
     let bytes = pictures.len().saturating_mul(size.values());
     if bytes > MAX_SET_BYTES {
         let what = format!(
-            "{} images of {size} take {bytes} bytes; at most {MAX_SET_BYTES} are held in memory: set data.side",
+            "{} images of {size} take {bytes} bytes; at most {MAX_SET_BYTES} are held in memory: set vision.side",
             pictures.len()
         );
         return Err(problem(directory, &what));
@@ -148,5 +148,5 @@ fn load(directory: &Path, pictures: &[Labelled], side: Option<u32>) -> Result<Im
 }
 
 fn other_size(path: &Path, found: ImageSize, wanted: ImageSize) -> DataError {
-    problem(path, &format!("{found}; expected {wanted} as the first picture, or set data.side"))
+    problem(path, &format!("{found}; expected {wanted} as the first picture, or set vision.side"))
 }

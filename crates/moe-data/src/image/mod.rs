@@ -129,6 +129,18 @@ impl Images {
         self.splits.get(split)
     }
 
+    /// Cross-entropy in nats per image of a split under the label frequencies of the train split, add-one
+    /// smoothed: a model that looks at the image has to be below it.
+    pub fn label_nll(&self, split: Split) -> f64 {
+        let mut count_v = vec![1_usize; self.classes.len()];
+        let train = self.split(Split::Train).labels();
+        train.iter().for_each(|&label| count_v[label as usize] += 1);
+        let total = (train.len() + self.classes.len()) as f64;
+        let scored = self.split(split).labels();
+        let nats = |&label: &u32| (total / count_v[label as usize] as f64).ln();
+        scored.iter().map(nats).sum::<f64>() / scored.len() as f64
+    }
+
     /// Mean and standard deviation of the training pixels by channel, of values on `[0, 1]`; batches
     /// are standardised with them.
     pub fn moments(&self) -> (&[f32], &[f32]) {
