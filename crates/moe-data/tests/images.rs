@@ -4,7 +4,6 @@ mod common;
 
 use std::fs;
 use std::io::Cursor;
-use std::path::Path;
 
 use common::gzip;
 use image::{ImageFormat, Rgb, RgbImage};
