@@ -82,9 +82,9 @@ fn idx_files_are_read_plain_and_compressed() {
     let images = open(&directory(&mnist())).unwrap();
     assert_eq!(lengths(&images), [18, 2, 2]);
     assert_eq!(images.size(), ImageSize { channels: 1, height: 2, width: 3 });
-    // Images 9 and 19 are the validation split.
-    assert_eq!(images.split(Split::Valid).pixels(0), [54, 55, 56, 57, 58, 59]);
-    assert_eq!(images.split(Split::Train).pixels(9), [60, 61, 62, 63, 64, 65]);
+    // Images 18 and 19, the tenth of each class, are the validation split.
+    assert_eq!(images.split(Split::Valid).pixels(0), [108, 109, 110, 111, 112, 113]);
+    assert_eq!(images.split(Split::Train).pixels(9), [54, 55, 56, 57, 58, 59]);
     assert_eq!(images.split(Split::Test).labels(), [0, 1]);
 }
 

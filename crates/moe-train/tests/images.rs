@@ -42,8 +42,8 @@ fn a_classifier_learns_and_counts_what_it_drops() {
     assert_eq!(before.layers[0].load_e.iter().sum::<f64>(), 2.0 * 16.0 * 128.0);
     (0..60).for_each(|_| drop(roomy.train_step().unwrap()));
     let after = roomy.evaluate(Split::Test, SOME).unwrap();
-    assert!(after.loss < 1.3, "{}", after.loss);
-    assert!(after.measures["accuracy"] > 0.5, "{}", after.measures["accuracy"]);
+    assert!(after.loss < 1.8, "{}", after.loss);
+    assert!(after.measures["accuracy"] > 0.35, "{}", after.measures["accuracy"]);
 
     // 512 tokens of a batch, k = 2, C = 1/2: 128 places at each of four experts, half of the choices.
     let tight = trainer(&data, 0.5).evaluate(Split::Test, SOME).unwrap();

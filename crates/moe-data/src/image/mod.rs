@@ -32,7 +32,7 @@ pub use batch::ImageBatch;
 pub use randaugment::RandAugment;
 pub use set::{ImageSet, ImageSize};
 
-/// Every tenth training image is held out for validation where a layout has no validation split.
+/// Every tenth training image of those sorted by label is held out for validation where a layout has no validation split.
 const HELD_OUT: usize = 10;
 
 /// A set before one of its splits is divided.
@@ -78,7 +78,8 @@ impl Images {
     ///   or `val/images` with `val/val_annotations.txt`. A `val` without a labelled `test` is the test
     ///   split. `side` resizes and crops to a square; without it all pictures must be of one size.
     ///
-    /// Where there is no validation split, every tenth training image is held out for it.
+    /// Where there is no validation split, every tenth training image of those sorted by label is held out
+    /// for it.
     ///
     /// # Errors
     ///

@@ -116,10 +116,17 @@ impl ImageSet {
         Self::new(self.place.clone(), pixels, labels, self.size)
     }
 
-    /// Without every `nth` image, and those alone.
+    /// Without every `nth` image of those sorted by label, and those alone: all classes lose the same
+    /// share, in whatever order a set lists them.
     pub(crate) fn hold_out(&self, nth: usize) -> Result<(Self, Self), DataError> {
-        let (held, kept): (Vec<_>, Vec<_>) =
-            (0..self.len()).partition(|index| index % nth == nth - 1);
+        let mut by_label: Vec<usize> = (0..self.len()).collect();
+        by_label.sort_by_key(|&index| self.labels[index]);
+        let (mut held, mut kept) = (Vec::new(), Vec::new());
+        for (place, index) in by_label.into_iter().enumerate() {
+            if place % nth == nth - 1 { held.push(index) } else { kept.push(index) }
+        }
+        held.sort_unstable();
+        kept.sort_unstable();
         Ok((self.select(&kept)?, self.select(&held)?))
     }
 
@@ -211,12 +218,13 @@ mod tests {
         }
     }
 
+    /// Labels by turns 0 and 1, every fifth held out: image 8 is the fifth of class 0, image 9 of class 1.
     #[test]
-    fn every_nth_is_held_out() {
-        let set = set((0..40).collect(), (0..10).collect()).unwrap();
-        let (kept, held) = set.hold_out(4).unwrap();
-        assert_eq!(kept.labels(), [0, 1, 2, 4, 5, 6, 8, 9]);
-        assert_eq!(held.labels(), [3, 7]);
-        assert_eq!(held.pixels(1), [28, 29, 30, 31]);
+    fn the_same_share_of_every_class_is_held_out() {
+        let set = set((0..40).collect(), [0, 1].repeat(5)).unwrap();
+        let (kept, held) = set.hold_out(5).unwrap();
+        assert_eq!(kept.labels(), [0, 1, 0, 1, 0, 1, 0, 1]);
+        assert_eq!(held.labels(), [0, 1]);
+        assert_eq!(held.pixels(1), [36, 37, 38, 39]);
     }
 }
