@@ -25,9 +25,12 @@ pub mod run;
 mod say;
 pub mod schema;
 pub mod speed;
+pub mod subject;
 pub mod summary;
+pub mod sweep;
 pub mod table;
 pub mod terms;
+pub mod vision;
 pub mod worker;
 
 /// The snippets of the README, compiled.
