@@ -12,12 +12,12 @@
 //! changes anything, and writes nothing.
 
 use crate::disk::Disk;
-pub use crate::manifest::{Best, Progress, State};
 use crate::manifest::STATE;
-pub use crate::shelf::{all, directory, latest, retain, sweep};
-use crate::shelf::{PARTIAL, REPLACED};
-use crate::tensors::{self, Stored};
+pub use crate::manifest::{Best, Progress, State};
 use crate::names;
+use crate::shelf::{PARTIAL, REPLACED};
+pub use crate::shelf::{all, directory, latest, retain, sweep};
+use crate::tensors::{self, Stored};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tch::Tensor;

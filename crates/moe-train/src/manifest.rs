@@ -70,7 +70,10 @@ struct Head {
 impl State {
     /// A manifest without files yet.
     pub(crate) fn new(progress: Progress) -> Self {
-        let versions = [("moe-train", env!("CARGO_PKG_VERSION")), ("libtorch", moe_torch_sys::LIBTORCH_VERSION)];
+        let versions = [
+            ("moe-train", env!("CARGO_PKG_VERSION")),
+            ("libtorch", moe_torch_sys::LIBTORCH_VERSION),
+        ];
         let versions = versions.map(|(name, version)| (name.to_owned(), version.to_owned()));
         Self {
             blake3: BLANK.into(),

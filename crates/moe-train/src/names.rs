@@ -26,7 +26,7 @@ const PARTS: [(&str, &str); 5] = [
 
 /// Tensors under the names that files have for them. Experts come out as views: writing to them writes
 /// to the stacked tensor.
-pub fn in_files(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
+pub(crate) fn in_files(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
     tensors.iter().flat_map(|(name, tensor)| in_file(name, tensor)).collect()
 }
 
