@@ -21,9 +21,8 @@ pub(crate) fn config() -> TrainConfig {
 }
 
 /// The model's task and its parameters.
-pub(crate) fn task(router: &str, residual: &str, width: i64) -> (LmTask, ParamStore) {
+pub(crate) fn task(router: &str, residual: &str, model: LmConfig) -> (LmTask, ParamStore) {
     let model = LmConfig {
-        width,
         layers: 2,
         // Residuals want two sparse layers.
         moe_every: if residual == "plain" { 2 } else { 1 },
@@ -31,7 +30,7 @@ pub(crate) fn task(router: &str, residual: &str, width: i64) -> (LmTask, ParamSt
         context: 8,
         experts: 4,
         active_hidden: 16,
-        ..LmConfig::default()
+        ..model
     };
     let store = ParamStore::new(5, Device::Cpu, Kind::Float);
     let router = router_config(router, &Settings::new()).unwrap();
@@ -47,7 +46,7 @@ pub(crate) fn trainer_with(
     width: i64,
     train: TrainConfig,
 ) -> Trainer {
-    let (task, store) = task(router, residual, width);
+    let (task, store) = task(router, residual, LmConfig { width, ..LmConfig::default() });
     Trainer::new(Box::new(task), store, train, 5)
 }
 

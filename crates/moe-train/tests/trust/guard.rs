@@ -2,7 +2,7 @@
 
 use crate::common;
 use crate::common::{config, task};
-use moe_models::LayerTrace;
+use moe_models::{LayerTrace, LmConfig};
 use moe_routers::{ParamStore, RouteCx};
 use moe_train::{
     Advance, Draw, EvalPlan, EvalReport, LmTask, NonFinite, Task, TrainConfig, TrainError, Trainer,
@@ -58,13 +58,17 @@ impl Task for Faulty {
     }
 }
 
+fn narrow() -> LmConfig {
+    LmConfig { width: 8, ..LmConfig::default() }
+}
+
 fn parameter(store: &ParamStore, name: &str) -> Tensor {
     let entries = store.entries();
     entries.iter().find(|p| p.name == name).expect(name).tensor.shallow_clone()
 }
 
 fn faulty(fault: Fault, skip_nonfinite: u64) -> Trainer {
-    let (task, store) = task("smoe", "plain", 8);
+    let (task, store) = task("smoe", "plain", narrow());
     let victim = parameter(&store, "layers.1.router.gate");
     let train = TrainConfig { skip_nonfinite, ..config() };
     Trainer::new(Box::new(Faulty { task, fault, victim }), store, train, 5)
@@ -110,7 +114,7 @@ fn a_gradient_is_named_with_its_parameter() {
 
 #[test]
 fn a_parameter_is_named_with_the_layer_that_met_it() {
-    let (task, store) = task("smoe", "plain", 8);
+    let (task, store) = task("smoe", "plain", narrow());
     let weight = parameter(&store, "layers.0.attention_norm.weight");
     let mut trainer = Trainer::new(Box::new(task), store, config(), 5);
     tch::no_grad(|| drop(weight.shallow_clone().fill_(f64::NAN)));

@@ -1,10 +1,10 @@
 //! The same seed gives the same bytes, and a run that was interrupted those of one that was not, for
 //! every router around every residual.
 
-use crate::common::{config, files, trainer_with};
+use crate::common::{config, files, task, trainer_with};
+use moe_models::LmConfig;
 use moe_routers::{residual, routers};
 use moe_train::{StepReport, Trainer, checkpoint};
-use std::path::Path;
 
 /// What the steps measured, less their wall times.
 fn steps(trainer: &mut Trainer, count: usize) -> Vec<StepReport> {
@@ -14,9 +14,9 @@ fn steps(trainer: &mut Trainer, count: usize) -> Vec<StepReport> {
 
 /// Four steps at once; or two and two with a checkpoint between them, the first in one process's place,
 /// the second in another's. Reports and every byte of the last checkpoint are the same.
-fn same_bytes(dir: &Path, router: &str, residual: &str) {
-    let fresh = || trainer_with(router, residual, 8, config());
-    let (straight, halves) = (dir.join("straight"), dir.join("halves"));
+fn same_bytes(what: &str, fresh: &dyn Fn() -> Trainer) {
+    let dir = tempfile::tempdir().unwrap();
+    let (straight, halves) = (dir.path().join("straight"), dir.path().join("halves"));
     let mut whole = fresh();
     let reports = steps(&mut whole, 4);
     whole.save(&straight).unwrap();
@@ -31,11 +31,11 @@ fn same_bytes(dir: &Path, router: &str, residual: &str) {
     assert_eq!((state.progress.step, second.steps_taken()), (2, 2));
     again.extend(steps(&mut second, 2));
     second.save(&halves).unwrap();
-    assert_eq!(reports, again, "{router}+{residual}: other measures");
+    assert_eq!(reports, again, "{what}: other measures");
     for (one, other) in files(&straight, 4).iter().zip(files(&halves, 4)) {
         // The manifest knows of the evaluation that only one of the two had.
         let same = *one == other || one.0 == "state.json";
-        assert!(same, "{router}+{residual}: {} has other bytes", one.0);
+        assert!(same, "{what}: {} has other bytes", one.0);
     }
     let best = checkpoint::verify(&checkpoint::directory(&halves, 4)).unwrap().progress.best;
     assert_eq!(best.map(|best| (best.step, best.valid_loss)), Some((2, 2.5)));
@@ -45,8 +45,18 @@ fn same_bytes(dir: &Path, router: &str, residual: &str) {
 fn every_router_around_every_residual_gives_the_same_bytes() {
     for router in routers() {
         for residual in residual::names() {
-            let dir = tempfile::tempdir().unwrap();
-            same_bytes(dir.path(), router.id, residual);
+            let what = format!("{}+{residual}", router.id);
+            same_bytes(&what, &|| trainer_with(router.id, residual, 8, config()));
         }
     }
+}
+
+/// A memory of the text before the step, and masks drawn in it.
+#[test]
+fn a_memory_and_dropout_give_the_same_bytes() {
+    let model = LmConfig { width: 8, span: Some(5), dropout: 0.1, ..LmConfig::default() };
+    same_bytes("span", &|| {
+        let (task, store) = task("smoe", "plain", model.clone());
+        Trainer::new(Box::new(task), store, config(), 5)
+    });
 }
