@@ -66,16 +66,15 @@ pub fn train(args: &TrainArgs) -> Result<()> {
             format!("{}: there is a run already; --resume goes on with it", dir.0.display());
         return Err(Misuse::new(message).into());
     }
-    let prepared = prepare(&recipe, device)?;
+    let prepared = prepare(&recipe, device, &stop)?;
     if args.worker {
         worker::stop_at_end_of_input(stop.clone());
-        let outcome =
-            prepared.train(&dir, args.resume, &stop, &mut |event| worker::tell(&event))?;
+        let outcome = prepared.train(&dir, args.resume, &mut |event| worker::tell(&event))?;
         worker::tell_end(&outcome);
         return Ok(());
     }
     let bar = train_bar();
-    let outcome = prepared.train(&dir, args.resume, &stop, &mut |event| draw(&bar, &event))?;
+    let outcome = prepared.train(&dir, args.resume, &mut |event| draw(&bar, &event))?;
     bar.finish_and_clear();
     match outcome {
         Outcome::Finished(metrics) => println!(
@@ -113,6 +112,8 @@ fn draw(bar: &ProgressBar, event: &Event<'_>) {
         Event::Eval(line) => {
             bar.println(format!("step {:>6}: validation loss {:.4}", line.step, line.report.loss));
         }
+        // Also where there is no terminal for the bar.
+        Event::Note(line) => bar.suspend(|| eprintln!("{line}")),
     }
 }
 
@@ -121,8 +122,9 @@ fn draw(bar: &ProgressBar, event: &Event<'_>) {
 /// # Errors
 /// No run there, a damaged checkpoint, or data that cannot be read.
 pub fn eval(args: &EvalArgs) -> Result<()> {
+    let stop = worker::stop_flag()?;
     let device = args.machine.ready()?;
-    let prepared = load(&args.run, &args.sets, device)?;
+    let prepared = load(&args.run, &args.sets, device, &stop)?;
     let split = match args.split {
         SplitArg::Valid => Split::Valid,
         SplitArg::Test => Split::Test,

@@ -9,8 +9,10 @@ pub mod cli;
 pub mod commands;
 pub mod compare;
 pub mod conform;
+pub mod determinism;
 pub mod environment;
 pub mod error;
+pub mod limits;
 pub mod log;
 pub mod method;
 pub mod overlay;
@@ -23,6 +25,7 @@ pub mod speed;
 pub mod summary;
 pub mod table;
 pub mod terms;
+pub mod verify;
 pub mod worker;
 
 /// The snippets of the README, compiled.

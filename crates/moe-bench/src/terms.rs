@@ -3,17 +3,12 @@
 use crate::cells::Cell;
 use crate::recipe::Recipe;
 use crate::results::{Row, Terms};
-use anyhow::Result;
-use moe_data::Split;
+use moe_data::{Split, TokenStream};
 
-/// The terms of a comparison of `cells`, all made from `base`.
-///
-/// # Errors
-/// Data that cannot be read.
-pub fn terms(base: &Recipe, cells: &[Cell]) -> Result<Terms> {
-    let data = base.data.open()?;
+/// The terms of a comparison of `cells`, all made from `base`, on its `data`.
+pub fn terms(base: &Recipe, data: &TokenStream, cells: &[Cell]) -> Terms {
     let (train, model) = (&base.train, &base.model);
-    Ok(Terms {
+    Terms {
         data: data.corpus().into(),
         tokenizer: data.tokenizer().name().into(),
         steps: train.steps,
@@ -37,7 +32,7 @@ pub fn terms(base: &Recipe, cells: &[Cell]) -> Result<Terms> {
             .filter(|c| c.recipe.seed == cells[0].recipe.seed)
             .flat_map(unequal)
             .collect(),
-    })
+    }
 }
 
 /// What sets a router apart, as sentences that begin with its name.

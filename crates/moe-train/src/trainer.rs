@@ -14,6 +14,8 @@ use moe_routers::{ParamStore, Phase, RouteCx, SeededNoise};
 use moe_torch_sys::ShimError;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tch::Tensor;
 
@@ -144,6 +146,9 @@ pub enum TrainError {
     /// The optimiser's kernel refused.
     #[error("the optimiser: {0}")]
     Optimizer(#[from] ShimError),
+    /// The user stopped an evaluation.
+    #[error("stopped before the end of an evaluation")]
+    Stopped,
     /// Loss, gradient, or what a router reads is NaN or infinite; the weights were not touched.
     #[error(
         "step {step}: {found}; the weights of step {step} are unharmed{}; lower train.lr or train.clip", after(*skipped)
@@ -208,6 +213,7 @@ pub struct Trainer {
     skipped: u64,
     best: Option<Best>,
     record: serde_json::Value,
+    stop: Arc<AtomicBool>,
 }
 
 impl Trainer {
@@ -215,7 +221,14 @@ impl Trainer {
     pub fn new(task: Box<dyn Task>, store: ParamStore, config: TrainConfig, seed: u64) -> Self {
         let optimizer = AdamW::new(&store, config.adamw);
         let (skipped, best, record) = (0, None, serde_json::Value::Null);
-        Self { task, store, optimizer, config, seed, step: 0, skipped, best, record }
+        let stop = Arc::default();
+        Self { task, store, optimizer, config, seed, step: 0, skipped, best, record, stop }
+    }
+
+    /// The same run, whose evaluations end early when `stop` is set.
+    pub fn with_stop(mut self, stop: Arc<AtomicBool>) -> Self {
+        self.stop = stop;
+        self
     }
 
     /// The same run, whose checkpoints carry `record`: everything that decided it.
@@ -304,7 +317,8 @@ impl Trainer {
     /// # Errors
     /// See [`Task::evaluate`].
     pub fn evaluate(&self, split: Split, batches: Option<usize>) -> Result<EvalReport, TrainError> {
-        self.task.evaluate(&EvalPlan { split, batches, seed: self.seed })
+        let stop = Arc::clone(&self.stop);
+        self.task.evaluate(&EvalPlan { split, batches, seed: self.seed, stop })
     }
 
     /// Takes note of an evaluation of the present weights; whether it is the best so far.
