@@ -23,6 +23,7 @@ mod pipe;
 mod problem;
 mod progress;
 mod signals;
+mod soak;
 mod testing;
 mod tidy;
 mod workspace;
@@ -34,6 +35,7 @@ use clap::Parser;
 
 use cli::{Action, Cli};
 use env::Env;
+use soak::Soak;
 use workspace::Workspace;
 
 /// The exit status of a wrong command line.
@@ -72,6 +74,9 @@ fn run(action: Action) -> Result<u8> {
         Action::Test { only } => testing::run(&workspace, &env, &only).map(verdict),
         Action::Bench { args } => bench::run(&workspace, &env, &args),
         Action::Conform { args } => bench::conform(&workspace, &env, &args),
+        Action::Soak { minutes, every, program } => {
+            soak::run(&workspace, &env, &Soak { minutes, every, program })
+        }
         Action::Tidy => tidy::run(workspace.root()).map(verdict),
     }
 }

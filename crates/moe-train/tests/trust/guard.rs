@@ -2,12 +2,15 @@
 
 use crate::common;
 use crate::common::{config, task};
+use moe_data::Split;
 use moe_models::{LayerTrace, LmConfig};
 use moe_routers::{ParamStore, RouteCx};
 use moe_train::{
     Advance, Draw, EvalPlan, EvalReport, LmTask, NonFinite, Task, TrainConfig, TrainError, Trainer,
     checkpoint,
 };
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tch::Tensor;
 
 /// Where a NaN is put, at steps 2 and 3.
@@ -158,4 +161,14 @@ fn skipped_steps_survive_resuming() {
     go(&mut spared, 6);
     spared.save(&dir.path().join("spared")).unwrap();
     assert!(common::files(&straight, 6) != common::files(&dir.path().join("spared"), 6));
+}
+
+#[test]
+fn an_evaluation_is_stopped_between_batches() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let trainer = common::trainer("smoe").with_stop(Arc::clone(&stop));
+    assert!(trainer.evaluate(Split::Valid, None).is_ok());
+    stop.store(true, Ordering::Relaxed);
+    let error = trainer.evaluate(Split::Valid, None).unwrap_err();
+    assert!(matches!(error, TrainError::Stopped), "{error}");
 }
