@@ -29,6 +29,10 @@ pub fn run(dir: &Path) -> Result<()> {
 
 /// The checkpoint itself, or all below a run or a directory of checkpoints.
 fn checkpoints(dir: &Path) -> Result<Vec<PathBuf>> {
+    let none = || Misuse::new(format!("{}: no checkpoint here", dir.display()));
+    if !dir.is_dir() {
+        return Err(none().into());
+    }
     for place in [RunDir(dir.to_owned()).checkpoints(), dir.to_owned()] {
         let all = checkpoint::all(&place)?;
         if !all.is_empty() {
@@ -38,5 +42,5 @@ fn checkpoints(dir: &Path) -> Result<Vec<PathBuf>> {
     if dir.join("state.json").exists() {
         return Ok(vec![dir.to_owned()]);
     }
-    Err(Misuse::new(format!("{}: no checkpoint here", dir.display())).into())
+    Err(none().into())
 }

@@ -29,12 +29,12 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// The file system said no.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {error}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
-        source: std::io::Error,
+        /// Why. Not a source: the message has it.
+        error: std::io::Error,
     },
     /// A file is not what its name says.
     #[error("{path}: {reason}", path = path.display())]
@@ -68,7 +68,7 @@ pub enum CheckpointError {
 
 impl CheckpointError {
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
-        |source| Self::Io { path: path.to_owned(), source }
+        |error| Self::Io { path: path.to_owned(), error }
     }
 }
 
