@@ -15,9 +15,11 @@ compile_error!("the workspace is built on Linux; on Windows, use its subsystem f
 mod bench;
 mod cli;
 mod compiler;
+mod deny;
 mod doctor;
 mod env;
 mod hash;
+mod instructions;
 mod libtorch;
 mod pipe;
 mod problem;
@@ -77,6 +79,8 @@ fn run(action: Action) -> Result<u8> {
         Action::Soak { minutes, every, program } => {
             soak::run(&workspace, &env, &Soak { minutes, every, program })
         }
+        Action::Instructions { isa, names } => instructions::run(&workspace, &isa, &names),
+        Action::Deny => deny::run(&workspace).map(verdict),
         Action::Tidy => tidy::run(workspace.root()).map(verdict),
     }
 }

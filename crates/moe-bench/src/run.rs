@@ -138,6 +138,8 @@ pub fn prepare(recipe: &Recipe, device: Device, stop: &Arc<AtomicBool>) -> Resul
     recipe.check()?;
     let source = recipe.data.clone();
     let data = Arc::new(unless_stopped(stop, move || source.open())?);
+    // Refuses what could not even be numbered, before libtorch is asked for it.
+    crate::estimate::estimate(&recipe, data.vocab_size(), 0)?;
     limits::within(&recipe.clone(), || build(recipe, data, device, stop))
 }
 
