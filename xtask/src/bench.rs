@@ -55,7 +55,8 @@ fn run_program(workspace: &Workspace, env: &Env, mut command: Command) -> Result
     Ok(exit_code(status))
 }
 
-fn build(workspace: &Workspace, profile: &[&str]) -> Result<()> {
+/// Builds the product.
+pub(crate) fn build(workspace: &Workspace, profile: &[&str]) -> Result<()> {
     let arguments = ["build", "-p", "moe-bench"].iter().chain(profile);
     let status = workspace.cargo(arguments.copied()).status()?;
     if status.success() {

@@ -1,5 +1,7 @@
 //! The commands and their options.
 
+use std::path::PathBuf;
+
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::testing::Step;
@@ -57,6 +59,18 @@ pub(crate) enum Action {
     Deny,
     /// Check the conventions of the workspace
     Tidy,
+    /// Kill and resume a run again and again; its weights must equal those of a run left alone
+    Soak {
+        /// Minutes in all
+        #[arg(long, default_value_t = 30)]
+        minutes: u64,
+        /// Seconds from one kill to the next
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+        every: u64,
+        /// The `moe` program; built with optimisation if left out
+        #[arg(long)]
+        program: Option<PathBuf>,
+    },
 }
 
 /// The names of all commands.
@@ -75,7 +89,18 @@ mod tests {
         Cli::command().debug_assert();
         assert_eq!(
             command_names(),
-            ["setup", "doctor", "test", "bench", "conform", "instructions", "deny", "tidy", "help"]
+            [
+                "setup",
+                "doctor",
+                "test",
+                "bench",
+                "conform",
+                "instructions",
+                "deny",
+                "tidy",
+                "soak",
+                "help"
+            ]
         );
     }
 

@@ -25,6 +25,7 @@ mod pipe;
 mod problem;
 mod progress;
 mod signals;
+mod soak;
 mod testing;
 mod tidy;
 mod workspace;
@@ -36,6 +37,7 @@ use clap::Parser;
 
 use cli::{Action, Cli};
 use env::Env;
+use soak::Soak;
 use workspace::Workspace;
 
 /// The exit status of a wrong command line.
@@ -74,6 +76,9 @@ fn run(action: Action) -> Result<u8> {
         Action::Test { only } => testing::run(&workspace, &env, &only).map(verdict),
         Action::Bench { args } => bench::run(&workspace, &env, &args),
         Action::Conform { args } => bench::conform(&workspace, &env, &args),
+        Action::Soak { minutes, every, program } => {
+            soak::run(&workspace, &env, &Soak { minutes, every, program })
+        }
         Action::Instructions { isa, names } => instructions::run(&workspace, &isa, &names),
         Action::Deny => deny::run(&workspace).map(verdict),
         Action::Tidy => tidy::run(workspace.root()).map(verdict),

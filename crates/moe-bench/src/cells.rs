@@ -58,6 +58,8 @@ pub struct Pool {
     pub threads: usize,
     /// `--device` of a run.
     pub device: String,
+    /// `--deterministic` of a run.
+    pub deterministic: bool,
 }
 
 impl Cell {
@@ -74,21 +76,6 @@ impl Cell {
         recipe.check()?;
         let dir = out.join("runs").join(format!("{}-s{seed}", router.replace([':', '+'], "-")));
         Ok(Self { router: router.into(), recipe: recipe.resolved()?, dir: RunDir(dir) })
-    }
-
-    /// Refuses a directory in which another recipe was trained: nothing of it would be comparable.
-    ///
-    /// # Errors
-    /// Names the file and the way out.
-    pub fn refuse_other_recipe(&self) -> Result<(), Misuse> {
-        let path = self.dir.recipe();
-        match fs::read_to_string(&path) {
-            Ok(text) if text != self.recipe.to_toml() => Err(Misuse::new(format!(
-                "{} was trained with other settings; choose another --out, or the same settings to continue",
-                path.display()
-            ))),
-            _ => Ok(()),
-        }
     }
 }
 
@@ -134,6 +121,7 @@ impl Pool {
             .arg("--out")
             .arg(&cell.dir.0)
             .args(["--resume", "--worker", "--threads", &threads, "--device", &self.device])
+            .args(self.deterministic.then_some("--deterministic"))
             .env("RAYON_NUM_THREADS", &threads)
             .env("OMP_NUM_THREADS", &threads)
             .stdin(Stdio::piped())

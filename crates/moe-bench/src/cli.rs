@@ -2,7 +2,7 @@
 #![expect(clippy::print_stderr, reason = "a command line tool talks to its terminal")]
 
 use crate::commands;
-use crate::error::{Misuse, exit_code};
+use crate::error::{Misuse, exit_code, is_stop};
 use crate::speed::{Dtype, Pass};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moe_data::Split;
@@ -28,6 +28,9 @@ enum Command {
     Eval(EvalArgs),
     /// Train several routers on the same data, seeds and compute, and compare them.
     Compare(CompareArgs),
+    /// Look after checkpoints.
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
     /// Make a comparison's table and report.html again from its results.json.
     Report {
         /// Directory of a comparison.
@@ -46,6 +49,16 @@ enum Command {
     Schema,
     /// Say what this machine offers and whether everything works.
     Doctor,
+}
+
+/// What there is to do with checkpoints.
+#[derive(Debug, Subcommand)]
+enum CheckpointCommand {
+    /// Check every file, hash and layout of a checkpoint, or of all in a run.
+    Verify {
+        /// Directory of a checkpoint, of checkpoints, or of a run.
+        dir: PathBuf,
+    },
 }
 
 /// What `moe data` does.
@@ -79,6 +92,10 @@ pub struct MachineArgs {
     /// Threads of one run; all hardware threads if left out.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
+    /// libtorch's deterministic algorithms only; an operation that has none ends the command. On a CPU
+    /// runs are deterministic without it. On CUDA it has not been tried.
+    #[arg(long)]
+    pub deterministic: bool,
 }
 
 /// Flags of `moe train`.
@@ -252,6 +269,7 @@ fn parse_device(text: &str) -> Result<Device, String> {
 
 /// Runs the command line; 0 is fine, 1 misuse, 2 failure.
 pub fn main() -> ExitCode {
+    crate::limits::say_once();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -264,7 +282,8 @@ pub fn main() -> ExitCode {
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            let what = if is_stop(&error) { "moe" } else { "error" };
+            eprintln!("{what}: {error:#}");
             ExitCode::from(exit_code(&error))
         }
     }
@@ -276,6 +295,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Train(args) => commands::train(&args),
         Command::Eval(args) => commands::eval(&args),
         Command::Compare(args) => commands::compare(&args),
+        Command::Checkpoint(CheckpointCommand::Verify { dir }) => crate::verify::run(&dir),
         Command::Report { dir } => commands::report(&dir),
         Command::Conform(args) => crate::conform::run(&args),
         Command::Speed(args) => commands::speed(&args),
@@ -301,6 +321,9 @@ impl MachineArgs {
                     "--device cuda:{index}: {devices} CUDA devices here ({part:?}); `moe doctor` says more"
                 )));
             }
+        }
+        if self.deterministic {
+            crate::determinism::require(self.device)?;
         }
         Ok(self.device)
     }

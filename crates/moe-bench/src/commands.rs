@@ -70,16 +70,15 @@ pub fn train(args: &TrainArgs) -> Result<()> {
             format!("{}: there is a run already; --resume goes on with it", dir.0.display());
         return Err(Misuse::new(message).into());
     }
-    let prepared = prepare(&recipe, device)?;
+    let prepared = prepare(&recipe, device, &stop)?;
     if args.worker {
         worker::stop_at_end_of_input(stop.clone());
-        let outcome =
-            prepared.train(&dir, args.resume, &stop, &mut |event| worker::tell(&event))?;
+        let outcome = prepared.train(&dir, args.resume, &mut |event| worker::tell(&event))?;
         worker::tell_end(&outcome);
         return Ok(());
     }
     let bar = train_bar();
-    let outcome = prepared.train(&dir, args.resume, &stop, &mut |event| draw(&bar, &event))?;
+    let outcome = prepared.train(&dir, args.resume, &mut |event| draw(&bar, &event))?;
     bar.finish_and_clear();
     match outcome {
         Outcome::Finished(metrics) => println!(
@@ -120,6 +119,8 @@ fn draw(bar: &ProgressBar, event: &Event<'_>) {
             let loss = line.report.loss;
             bar.println(format!("step {:>6}: validation loss {loss:.4}{accuracy}", line.step));
         }
+        // Also where there is no terminal for the bar.
+        Event::Note(line) => bar.suspend(|| eprintln!("{line}")),
     }
 }
 
@@ -128,11 +129,12 @@ fn draw(bar: &ProgressBar, event: &Event<'_>) {
 /// # Errors
 /// No run there, a damaged checkpoint, or data that cannot be read.
 pub fn eval(args: &EvalArgs) -> Result<()> {
+    let stop = worker::stop_flag()?;
     if !args.sweeps.is_empty() {
-        return crate::sweep::sweep(args);
+        return crate::sweep::sweep(args, &stop);
     }
     let device = args.machine.ready()?;
-    let prepared = load(&args.run, &args.sets, device)?;
+    let prepared = load(&args.run, &args.sets, device, &stop)?;
     let line = prepared.evaluate(args.split.into(), args.batches)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&line)?);

@@ -7,8 +7,10 @@ use crate::environment::{device_name, environment, hardware_threads};
 use crate::error::Misuse;
 use crate::recipe::Recipe;
 use crate::results::{Results, Row, SCHEMA};
+use crate::subject::Subject;
 use crate::summary::summarise;
 use crate::terms::{terms, unequal_sizes};
+use crate::worker::unless_stopped;
 use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use moe_routers::{Method, PAPERS};
@@ -81,12 +83,14 @@ impl Comparison {
         let out = args.out.clone().unwrap_or_else(|| default_out(preset.name));
         let cells = cells(&base, &routers, args.seeds.unwrap_or(preset.seeds), &out)?;
         for cell in &cells {
-            cell.refuse_other_recipe()?;
+            cell.dir.refuse_other_recipe(&cell.recipe)?;
         }
         let hardware = hardware_threads();
         let jobs = args.jobs.map_or(hardware, usize::from).min(cells.len());
         let threads = args.machine.threads.map_or((hardware / jobs).max(1), usize::from);
-        let pool = Pool { jobs, threads, device: device_name(args.machine.device) };
+        let (device, deterministic) =
+            (device_name(args.machine.device), args.machine.deterministic);
+        let pool = Pool { jobs, threads, device, deterministic };
         Ok(Self { preset: preset.name.into(), base, cells, pool, out })
     }
 
@@ -103,7 +107,9 @@ impl Comparison {
     pub fn run(&self, args: &CompareArgs, stop: &AtomicBool) -> Result<(Results, bool)> {
         fs::create_dir_all(&self.out)
             .with_context(|| format!("cannot write to {}", self.out.display()))?;
-        let mut terms = terms(&self.base, &self.cells)?;
+        let base = self.base.clone();
+        let data = unless_stopped(stop, move || Subject::open(&base))?;
+        let mut terms = terms(&self.base, &data, &self.cells);
         let environment = environment(args.machine.device);
         let bars = Bars::new(&self.cells);
         let ends = self.pool.run(&self.cells, stop, &bars);

@@ -1,5 +1,6 @@
 //! The two kinds of error a user sees, and their exit codes.
 
+use moe_train::TrainError;
 use std::fmt::Display;
 
 /// Something the user asked for cannot be done as asked: a flag, a recipe, a name. Exit code 1.
@@ -46,9 +47,24 @@ fn is_key(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }
 
-/// The exit code of an error: 1 for misuse, 2 for everything else.
+/// The user stopped this with a signal, before there was anything to save. Exit code 0.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped while {0}; nothing was written")]
+pub struct Stopped(pub &'static str);
+
+/// Whether an error says that the user stopped the work.
+pub fn is_stop(error: &anyhow::Error) -> bool {
+    let evaluation = matches!(error.downcast_ref(), Some(TrainError::Stopped));
+    evaluation || error.downcast_ref::<Stopped>().is_some()
+}
+
+/// The exit code of an error: 0 for a stop, 1 for misuse, 2 for everything else.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.downcast_ref::<Misuse>().is_some() { 1 } else { 2 }
+    match error {
+        error if is_stop(error) => 0,
+        error if error.downcast_ref::<Misuse>().is_some() => 1,
+        _ => 2,
+    }
 }
 
 #[cfg(test)]
@@ -80,5 +96,7 @@ mod tests {
     fn misuse_is_one_and_failure_two() {
         assert_eq!(exit_code(&Misuse::new("x").into()), 1);
         assert_eq!(exit_code(&anyhow::anyhow!("x")), 2);
+        assert_eq!(exit_code(&Stopped("waiting").into()), 0);
+        assert_eq!(exit_code(&anyhow::Error::from(TrainError::Stopped).context("router x")), 0);
     }
 }

@@ -18,6 +18,16 @@ use std::path::{Path, PathBuf};
 enum Line {
     Train(StepReport),
     Eval(EvalLine),
+    Skipped(SkipLine),
+}
+
+/// A step whose update was skipped.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SkipLine {
+    /// Steps taken, this one included.
+    pub step: u64,
+    /// What was not finite.
+    pub reason: String,
 }
 
 /// An evaluation, as logged.
@@ -69,6 +79,19 @@ impl Log {
         self.write(Line::Train(report.clone()))
     }
 
+    /// Logs a step whose update was skipped.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn skip(&mut self, line: SkipLine) -> Result<()> {
+        self.write(Line::Skipped(line))
+    }
+
+    /// Whether the weights of `step` were evaluated.
+    pub fn has_eval(&self, step: u64) -> bool {
+        self.lines.iter().filter_map(Line::as_eval).any(|line| line.step == step)
+    }
+
     /// Logs an evaluation.
     ///
     /// # Errors
@@ -116,6 +139,7 @@ impl Line {
         match self {
             Self::Train(report) => report.step,
             Self::Eval(line) => line.step,
+            Self::Skipped(line) => line.step,
         }
     }
 }

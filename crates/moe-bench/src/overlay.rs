@@ -1,6 +1,7 @@
 //! `--set a.b=value`: a setting put over a recipe.
 
 use crate::error::Misuse;
+use std::collections::BTreeSet;
 use toml::{Table, Value};
 
 /// Puts one `key=value` into `table`. The value is TOML; a bare word is a string.
@@ -38,6 +39,29 @@ fn put(table: &mut Table, path: &[&str], value: Value) -> Result<(), String> {
     match below {
         Value::Table(below) => put(below, rest, value),
         _ => Err((*first).to_owned()),
+    }
+}
+
+/// Adds a sentence for every key below `path` whose value is `new` and was `old`.
+pub(crate) fn differences(
+    path: &str,
+    new: Option<&Value>,
+    old: Option<&Value>,
+    found: &mut Vec<String>,
+) {
+    match (new, old) {
+        (Some(Value::Table(new)), Some(Value::Table(old))) => {
+            let keys: BTreeSet<&String> = new.keys().chain(old.keys()).collect();
+            for key in keys {
+                let below = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                differences(&below, new.get(key), old.get(key), found);
+            }
+        }
+        (new, old) if new == old => {}
+        (new, old) => {
+            let show = |v: Option<&Value>| v.map_or("not given".into(), ToString::to_string);
+            found.push(format!("{path} = {}, was {}", show(new), show(old)));
+        }
     }
 }
 

@@ -289,6 +289,26 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// Keys, each with both values, in which this recipe decides another run than `other`: all but those
+    /// that say when to stop, log and save.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let free = |recipe: &Self| {
+            let when = TrainConfig {
+                stop_after: None,
+                log_every: 1,
+                checkpoint_every: 0,
+                keep_last: 0,
+                keep_best: false,
+                ..recipe.train.clone()
+            };
+            let recipe = Self { train: when, ..recipe.clone() };
+            toml::Value::try_from(recipe).expect("a recipe is plain data")
+        };
+        let mut found = Vec::new();
+        crate::overlay::differences("", Some(&free(self)), Some(&free(other)), &mut found);
+        found
+    }
+
     /// As TOML.
     pub fn to_toml(&self) -> String {
         if self.vision.is_none() {
@@ -331,6 +351,20 @@ mod tests {
         assert_setting("'stable-moe'", &["train.steps=4"], "stage1_steps", 1);
         assert_setting("'stable-moe'", &steps, "vocab", 256);
         assert_setting("'hash'", &["data.tokenizer=bpe"], "vocab", 50_257);
+    }
+
+    #[test]
+    fn what_decides_a_run_makes_it_another() {
+        let recipe = |sets: &[&str]| resolved("'smoe'", sets).unwrap();
+        let same = ["train.stop_after=3", "train.log_every=5", "train.keep_last=2"];
+        assert_eq!(recipe(&same).differences(&recipe(&[])), [""; 0]);
+        let other = recipe(&["train.lr=0.5", "router.top_k=1", "capacity.rows=4"]);
+        let found = other.differences(&recipe(&[])).join("; ");
+        for part in
+            ["train.lr = 0.5, was 0.003", "router.top_k = 1, was 2", "capacity = ", "was not given"]
+        {
+            assert!(found.contains(part), "no {part} in: {found}");
+        }
     }
 
     #[test]

@@ -9,17 +9,20 @@
 //! ```
 
 use crate::environment::{environment, peak_memory_bytes};
-use crate::error::Misuse;
-use crate::log::{EvalLine, Log};
+use crate::error::{Misuse, is_stop};
+use crate::limits;
+use crate::log::{EvalLine, Log, SkipLine};
 use crate::recipe::Recipe;
 use crate::results::Metrics;
 use crate::subject::Subject;
+use crate::worker::unless_stopped;
 use anyhow::{Context, Result};
 use moe_data::Split;
 use moe_routers::ParamStore;
-use moe_train::{StepReport, Trainer, checkpoint};
+use moe_train::{Advance, Disk, StepReport, Trainer, checkpoint};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tch::{Device, Kind};
@@ -38,6 +41,8 @@ pub enum Event<'a> {
     Step(&'a StepReport),
     /// An evaluation ended.
     Eval(&'a EvalLine),
+    /// Something the user should know, as a sentence.
+    Note(&'a str),
 }
 
 /// How a session of a run ended.
@@ -76,9 +81,29 @@ impl RunDir {
 
     /// The measures, if the run finished with this very recipe.
     pub fn finished(&self, recipe: &Recipe) -> Option<Metrics> {
-        let same = fs::read_to_string(self.recipe()).ok()? == recipe.to_toml();
+        let recorded = Recipe::read(&self.recipe(), &[]).ok()?;
+        let same = recipe.differences(&recorded).is_empty();
         let json = fs::read_to_string(self.result()).ok().filter(|_| same)?;
         serde_json::from_str(&json).ok()
+    }
+
+    /// Refuses to go on with a run that another recipe began: neither of the two would be what came out.
+    ///
+    /// # Errors
+    /// Every key that differs, with both values.
+    pub fn refuse_other_recipe(&self, recipe: &Recipe) -> Result<(), Misuse> {
+        if !self.recipe().exists() {
+            return Ok(());
+        }
+        let differences = recipe.differences(&Recipe::read(&self.recipe(), &[])?);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Misuse::new(format!(
+            "{} was trained with other settings ({}); choose another --out, or the same settings to continue",
+            self.recipe().display(),
+            differences.join("; ")
+        )))
     }
 
     /// Makes the directory and writes recipe and environment.
@@ -99,24 +124,39 @@ pub struct Prepared {
     subject: Subject,
     trainer: Trainer,
     device: Device,
+    stop: Arc<AtomicBool>,
+    /// The last step that was saved.
+    saved: Option<u64>,
 }
 
 /// Loads the data and builds the model.
 ///
 /// # Errors
-/// A recipe or data that cannot be used.
-pub fn prepare(recipe: &Recipe, device: Device) -> Result<Prepared> {
+/// A recipe or data that cannot be used, too little memory, or [`Stopped`](crate::error::Stopped).
+pub fn prepare(recipe: &Recipe, device: Device, stop: &Arc<AtomicBool>) -> Result<Prepared> {
     let recipe = recipe.resolved()?;
     recipe.check()?;
-    let subject = Subject::open(&recipe)?;
+    let source = recipe.clone();
+    let subject = unless_stopped(stop, move || Subject::open(&source))?;
     // Refuses what could not even be numbered, before libtorch is asked for it.
     if let Subject::Text(text) = &subject {
         crate::estimate::estimate(&recipe, text.vocab_size(), 0)?;
     }
+    limits::within(&recipe.clone(), || build(recipe, subject, device, stop))
+}
+
+fn build(
+    recipe: Recipe,
+    subject: Subject,
+    device: Device,
+    stop: &Arc<AtomicBool>,
+) -> Result<Prepared> {
     let store = ParamStore::new(recipe.seed, device, Kind::Float);
     let task = subject.task(&recipe, &store, device)?;
-    let trainer = Trainer::new(task, store, recipe.train.clone(), recipe.seed);
-    Ok(Prepared { recipe, subject, trainer, device })
+    let trainer = Trainer::new(task, store, recipe.train.clone(), recipe.seed)
+        .with_record(serde_json::to_value(&recipe)?)
+        .with_stop(Arc::clone(stop));
+    Ok(Prepared { recipe, subject, trainer, device, stop: Arc::clone(stop), saved: None })
 }
 
 impl Prepared {
@@ -130,31 +170,44 @@ impl Prepared {
         &self.subject
     }
 
-    /// Trains into `dir` until the recipe's last step, or until `stop` is set; then saves.
+    /// Trains into `dir` until the recipe's last step, or until the flag of [`prepare`] is set; then
+    /// saves.
     ///
     /// # Errors
-    /// A step that could not be taken, or files that could not be written.
+    /// A step that could not be taken, too little memory, or files that could not be written.
     pub fn train(
+        self,
+        dir: &RunDir,
+        resume: bool,
+        observe: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Outcome> {
+        limits::within(&self.recipe.clone(), || self.train_on(dir, resume, observe))
+    }
+
+    fn train_on(
         mut self,
         dir: &RunDir,
         resume: bool,
-        stop: &AtomicBool,
         observe: &mut dyn FnMut(Event<'_>),
     ) -> Result<Outcome> {
-        dir.begin(&self.recipe, self.device)?;
-        self.go_on(dir, resume)?;
-        let mut log = Log::open(&dir.metrics(), self.trainer.steps_taken())?;
-        let last = self.recipe.train.last_step();
-        observe(Event::Ready { done: self.trainer.steps_taken(), last });
-        if self.trainer.steps_taken() == 0 {
-            self.eval(&mut log, observe)?;
+        if resume {
+            dir.refuse_other_recipe(&self.recipe)?;
         }
-        while self.trainer.steps_taken() < last && !stop.load(Ordering::Relaxed) {
+        dir.begin(&self.recipe, self.device)?;
+        self.go_on(dir, resume, observe)?;
+        let mut log = Log::open(&dir.metrics(), self.trainer.steps_taken())?;
+        let (begun, last) = (self.trainer.steps_taken(), self.recipe.train.last_step());
+        observe(Event::Ready { done: begun, last });
+        // A session that was stopped during an evaluation left it out.
+        if self.due(self.recipe.train.eval_every) && !log.has_eval(begun) {
+            self.eval(dir, &mut log, observe)?;
+        }
+        while self.trainer.steps_taken() < last && !self.stop.load(Ordering::Relaxed) {
             self.step(dir, &mut log, observe)?;
         }
-        self.trainer.save(&dir.checkpoints())?;
+        self.save(dir)?;
         let step = self.trainer.steps_taken();
-        if step < self.recipe.train.steps {
+        if step < self.recipe.train.steps || !log.has_eval(step) {
             return Ok(Outcome::Stopped(step));
         }
         let metrics = self.metrics(&log);
@@ -164,10 +217,36 @@ impl Prepared {
         Ok(Outcome::Finished(Box::new(metrics)))
     }
 
-    /// Resumes from the newest checkpoint if asked to and if there is one.
-    fn go_on(&mut self, dir: &RunDir, resume: bool) -> Result<()> {
+    /// Resumes from the newest checkpoint if asked to and if there is one, and says what an interrupted
+    /// save left.
+    fn go_on(
+        &mut self,
+        dir: &RunDir,
+        resume: bool,
+        observe: &mut dyn FnMut(Event<'_>),
+    ) -> Result<()> {
+        for line in checkpoint::sweep(&Disk::PLAIN, &dir.checkpoints())? {
+            observe(Event::Note(&line));
+        }
         if let Some(newest) = checkpoint::latest(&dir.checkpoints())?.filter(|_| resume) {
             self.trainer.resume(&newest)?;
+            self.saved = Some(self.trainer.steps_taken());
+        }
+        Ok(())
+    }
+
+    /// Whether something is due after the present step that falls due every so many, and at the end.
+    fn due(&self, every: u64) -> bool {
+        let step = self.trainer.steps_taken();
+        every > 0 && (step.is_multiple_of(every) || step == self.recipe.train.steps)
+    }
+
+    /// Saves the present step, unless that was done.
+    fn save(&mut self, dir: &RunDir) -> Result<()> {
+        let step = Some(self.trainer.steps_taken());
+        if self.saved != step {
+            self.trainer.save(&dir.checkpoints())?;
+            self.saved = step;
         }
         Ok(())
     }
@@ -179,27 +258,46 @@ impl Prepared {
         log: &mut Log,
         observe: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
-        let report = self.trainer.train_step()?;
-        let (step, train) = (report.step, &self.recipe.train);
-        let end = step == train.steps;
-        if step.is_multiple_of(train.log_every) || end {
-            log.step(&report)?;
+        let name = || format!("router {}", self.recipe.router.name);
+        match self.trainer.advance().with_context(name)? {
+            Advance::Taken(report) => {
+                if self.due(self.recipe.train.log_every) {
+                    log.step(&report)?;
+                }
+                observe(Event::Step(&report));
+            }
+            Advance::Skipped { step, found } => {
+                log.skip(SkipLine { step, reason: found.to_string() })?;
+                observe(Event::Note(&format!("step {step}: {found}; its update was skipped")));
+            }
         }
-        observe(Event::Step(&report));
-        if step.is_multiple_of(train.eval_every) || end {
-            self.eval(log, observe)?;
+        if self.due(self.recipe.train.eval_every) {
+            self.eval(dir, log, observe)?;
         }
-        let every = self.recipe.train.checkpoint_every;
-        if every > 0 && step.is_multiple_of(every) && !end {
-            self.trainer.save(&dir.checkpoints())?;
+        let end = self.trainer.steps_taken() == self.recipe.train.steps;
+        if self.due(self.recipe.train.checkpoint_every) && !end {
+            self.save(dir)?;
         }
         Ok(())
     }
 
-    fn eval(&self, log: &mut Log, observe: &mut dyn FnMut(Event<'_>)) -> Result<()> {
-        let line = self.evaluate(Split::Valid, self.batches())?;
+    /// Evaluates, unless the run is stopped meanwhile: then resuming does it.
+    fn eval(
+        &mut self,
+        dir: &RunDir,
+        log: &mut Log,
+        observe: &mut dyn FnMut(Event<'_>),
+    ) -> Result<()> {
+        let line = match self.evaluate(Split::Valid, self.batches()) {
+            Err(error) if is_stop(&error) => return Ok(()),
+            line => line?,
+        };
         log.eval(&line)?;
         observe(Event::Eval(&line));
+        let best = self.trainer.note_evaluation(line.report.loss);
+        if best && self.recipe.train.keep_best {
+            self.save(dir)?;
+        }
         Ok(())
     }
 
@@ -210,10 +308,11 @@ impl Prepared {
     /// Evaluates the present weights.
     ///
     /// # Errors
-    /// A split that is too short, or a router without room.
+    /// A split that is too short, a router without room, too little memory, or a stop.
     pub fn evaluate(&self, split: Split, batches: Option<usize>) -> Result<EvalLine> {
         let start = Instant::now();
-        let report = self.trainer.evaluate(split, batches)?;
+        let evaluate = || Ok(self.trainer.evaluate(split, batches)?);
+        let report = limits::within(&self.recipe, evaluate)?;
         let step = self.trainer.steps_taken();
         let bits_per_byte = self.subject.bits_per_byte(split, report.loss);
         let seconds = start.elapsed().as_secs_f64();
@@ -236,7 +335,12 @@ impl Prepared {
 ///
 /// # Errors
 /// No run, no checkpoint, or a damaged one.
-pub fn load(dir: &Path, sets: &[String], device: Device) -> Result<Prepared> {
+pub fn load(
+    dir: &Path,
+    sets: &[String],
+    device: Device,
+    stop: &Arc<AtomicBool>,
+) -> Result<Prepared> {
     let dir = RunDir(dir.to_owned());
     if !dir.recipe().exists() {
         let message = format!("{}: no run here (no recipe.toml)", dir.0.display());
@@ -246,7 +350,7 @@ pub fn load(dir: &Path, sets: &[String], device: Device) -> Result<Prepared> {
     let newest = checkpoint::latest(&dir.checkpoints())?.ok_or_else(|| {
         Misuse::new(format!("{}: no checkpoint yet", dir.checkpoints().display()))
     })?;
-    let mut prepared = prepare(&recipe, device)?;
+    let mut prepared = prepare(&recipe, device, stop)?;
     prepared.trainer_mut().load_weights(&newest)?;
     Ok(prepared)
 }

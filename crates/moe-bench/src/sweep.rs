@@ -9,6 +9,8 @@ use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// One setting of every swept key, and what came out.
 #[derive(Debug, Serialize)]
@@ -21,8 +23,8 @@ struct Row {
 /// Evaluates every combination of the swept values.
 ///
 /// # Errors
-/// A sweep without values, or what `moe eval` refuses.
-pub fn sweep(args: &EvalArgs) -> Result<()> {
+/// A sweep without values, a stop, or what `moe eval` refuses.
+pub fn sweep(args: &EvalArgs, stop: &Arc<AtomicBool>) -> Result<()> {
     let device = args.machine.ready()?;
     let combinations = combinations(&args.sweeps)?;
     let bar = ProgressBar::new(combinations.len() as u64);
@@ -32,7 +34,8 @@ pub fn sweep(args: &EvalArgs) -> Result<()> {
     for settings in combinations {
         bar.set_message(settings.join(" "));
         let sets: Vec<String> = args.sets.iter().chain(&settings).cloned().collect();
-        let line = load(&args.run, &sets, device)?.evaluate(args.split.into(), args.batches)?;
+        let prepared = load(&args.run, &sets, device, stop)?;
+        let line = prepared.evaluate(args.split.into(), args.batches)?;
         rows.push(Row { settings, line });
         bar.inc(1);
     }

@@ -4,17 +4,12 @@ use crate::cells::Cell;
 use crate::recipe::Recipe;
 use crate::results::{Row, Terms};
 use crate::subject::Subject;
-use anyhow::Result;
 
-/// The terms of a comparison of `cells`, all made from `base`.
-///
-/// # Errors
-/// Data that cannot be read.
-pub fn terms(base: &Recipe, cells: &[Cell]) -> Result<Terms> {
-    let data = Subject::open(base)?;
+/// The terms of a comparison of `cells`, all made from `base`, on its `data`.
+pub fn terms(base: &Recipe, data: &Subject, cells: &[Cell]) -> Terms {
     let tokens_per_step = data.tokens_per_step(base);
     let (train, model) = (&base.train, &base.model);
-    Ok(Terms {
+    Terms {
         data: data.name().into(),
         tokenizer: data.tokenizer(),
         steps: train.steps,
@@ -34,7 +29,7 @@ pub fn terms(base: &Recipe, cells: &[Cell]) -> Result<Terms> {
             .filter(|c| c.recipe.seed == cells[0].recipe.seed)
             .flat_map(unequal)
             .collect(),
-    })
+    }
 }
 
 /// What sets a router apart, as sentences that begin with its name.

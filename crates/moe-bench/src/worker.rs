@@ -3,11 +3,16 @@
 //! The child prints one JSON event a line. The parent stops it by closing the child's standard
 //! input; that happens by itself when the parent dies, however it dies.
 
+use crate::error::Stopped;
 use crate::run::{Event, Outcome};
 use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 /// What a child tells its parent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,7 +44,7 @@ pub fn tell(event: &Event<'_>) {
     match event {
         Event::Ready { done, .. } => say(&Told::Ready { done: *done }),
         Event::Step(report) => say(&Told::Step { step: report.step, loss: report.loss }),
-        Event::Eval(_) => {}
+        Event::Eval(_) | Event::Note(_) => {}
     }
 }
 
@@ -65,17 +70,66 @@ pub fn stop_at_end_of_input(stop: Arc<AtomicBool>) {
     });
 }
 
-/// A flag that SIGINT and SIGTERM set; a second signal ends the process at once.
+/// A flag that SIGINT, SIGTERM and SIGHUP set; a second signal ends the process at once, with the code
+/// that a shell gives to that signal.
 ///
 /// # Errors
-/// If the handler cannot be installed.
-pub fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+/// If a handler cannot be installed.
+pub fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })?;
+    // Apart from `stop`, which a parent may have set before the terminal's signal arrives.
+    let signalled = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // Handlers run in the order of registration: the first signal finds nothing signalled.
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&signalled))?;
+        flag::register(signal, Arc::clone(&signalled))?;
+        flag::register(signal, Arc::clone(&stop))?;
+    }
     Ok(stop)
+}
+
+/// Does `work` on a thread of its own, and leaves it to itself when `stop` is set: for work that changes
+/// nothing outside and looks at no flag, such as reading data and training a tokeniser.
+///
+/// # Errors
+/// [`Stopped`], or that of `work`.
+pub fn unless_stopped<T: Send + 'static, E: Send + 'static>(
+    stop: &AtomicBool,
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> anyhow::Result<T>
+where
+    anyhow::Error: From<E>,
+{
+    let (done, end) = mpsc::channel();
+    // Nobody listens any more after a stop.
+    let worker = std::thread::spawn(move || drop(done.send(work())));
+    loop {
+        match end.recv_timeout(Duration::from_millis(20)) {
+            Ok(result) => return Ok(result?),
+            Err(RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => {
+                return Err(Stopped("reading the data").into());
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                let panic = worker.join().expect_err("the channel closed without a result");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+
+    #[test]
+    fn work_that_ends_is_returned_and_work_that_does_not_is_left() {
+        let stop = AtomicBool::new(false);
+        assert_eq!(unless_stopped(&stop, || Ok::<_, Infallible>(7)).unwrap(), 7);
+        stop.store(true, Ordering::Relaxed);
+        let (_keep, never) = mpsc::channel::<i32>();
+        let error = unless_stopped(&stop, move || never.recv()).unwrap_err();
+        assert!(crate::error::is_stop(&error), "{error}");
+    }
 }

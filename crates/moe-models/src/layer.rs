@@ -44,8 +44,8 @@ impl MoeLayer {
     /// `[g, t, d] -> [g, t, d]`; groups never see each other.
     ///
     /// # Errors
-    /// If the router's settings leave no room for this number of tokens; on the CPU, also tokens or
-    /// logits that are not finite.
+    /// [`RouteError::Layer`], if the router's settings leave no room for this number of tokens; on the
+    /// CPU, also tokens or logits that are not finite.
     pub fn forward(
         &self,
         x_gtd: &Tensor,
@@ -59,7 +59,8 @@ impl MoeLayer {
             in_experts.set(in_experts.get() + start.elapsed());
             y_gtd
         };
-        let (y_gtd, mut routing) = self.router.forward(x_gtd, &cx, &execute)?;
+        let routed = self.router.forward(x_gtd, &cx, &execute);
+        let (y_gtd, mut routing) = routed.map_err(|error| error.in_layer(self.index))?;
         self.losses.apply(&mut routing, cx.padding_gt);
         let route_time = start.elapsed().saturating_sub(in_experts.get());
         let trace = LayerTrace {

@@ -68,4 +68,5 @@ unsafe extern "C" {
         grad_scale: *mut C_tensor,
     ) -> *mut c_char;
     pub(crate) fn moe_own_grad(leaf: *mut C_tensor, grad: *mut *mut C_tensor) -> *mut c_char;
+    pub(crate) fn moe_set_deterministic(on: bool) -> *mut c_char;
 }

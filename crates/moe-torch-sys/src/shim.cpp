@@ -1,6 +1,7 @@
 // The few functions of libtorch that the C interface of torch-sys lacks. Every function catches what
 // libtorch throws and hands it back as text; Rust owns that text and gives it back to moe_free_text.
 
+#include <ATen/Context.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/edge.h>
@@ -144,5 +145,10 @@ char *moe_fused_adamw(Tensor *const *params, Tensor *const *grads, Tensor *const
     for (auto *written : {&p, &a, &b})
       for (auto &tensor : *written) tensor.unsafeGetTensorImpl()->bump_version();
   });
+}
+
+// libtorch's switch for algorithms that give the same bits every time.
+char *moe_set_deterministic(bool on) {
+  return guarded([&] { at::globalContext().setDeterministicAlgorithms(on, false); });
 }
 }

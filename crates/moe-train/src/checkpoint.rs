@@ -3,37 +3,38 @@
 //! ```text
 //! checkpoints/step-000040/model.safetensors      weights and buffers
 //!                         optimizer.safetensors  moments
-//!                         state.json             step, seed, tensor layouts, BLAKE3 of each file
+//!                         state.json             manifest: step, seed, best evaluation, configuration,
+//!                                                versions, layout of every tensor, BLAKE3 of each file
 //! ```
 //!
 //! A checkpoint appears whole or not at all: files are written to a sibling directory, flushed to
 //! the disk, and the directory is renamed. Loading compares hashes, names, shapes and types before it
-//! changes anything.
+//! changes anything, and writes nothing.
 
-use crate::tensors::{self, Layout};
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write;
+use crate::disk::Disk;
+use crate::manifest::STATE;
+pub use crate::manifest::{Best, Progress, State};
+use crate::names;
+use crate::shelf::{PARTIAL, REPLACED};
+pub use crate::shelf::{all, directory, latest, retain, sweep};
+use crate::tensors::{self, Stored};
+use std::fs;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
-/// Version of the layout of a checkpoint directory.
-const SCHEMA: &str = "moe.checkpoint/1";
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
-const STATE: &str = "state.json";
 
 /// A checkpoint that could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// The file system said no.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {error}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
-        source: std::io::Error,
+        /// Why. Not a source: the message has it.
+        error: std::io::Error,
     },
     /// A file is not what its name says.
     #[error("{path}: {reason}", path = path.display())]
@@ -66,27 +67,9 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
-        |source| Self::Io { path: path.to_owned(), source }
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        |error| Self::Io { path: path.to_owned(), error }
     }
-}
-
-/// `state.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct State {
-    /// Always the version of this layout.
-    schema: String,
-    /// Version of the crate that wrote it.
-    version: String,
-    /// Optimiser steps taken.
-    pub step: u64,
-    /// Seed of weights, data order and noise.
-    pub seed: u64,
-    /// BLAKE3 of each file.
-    hashes: BTreeMap<String, String>,
-    /// Layout of each tensor by file.
-    tensors: BTreeMap<String, BTreeMap<String, Layout>>,
 }
 
 /// What a checkpoint holds.
@@ -98,93 +81,72 @@ pub struct Contents {
     pub optimizer: Vec<(String, Tensor)>,
 }
 
-/// The directory of step `step` below `checkpoints`.
-pub fn directory(checkpoints: &Path, step: u64) -> PathBuf {
-    checkpoints.join(format!("step-{step:06}"))
-}
-
-/// The newest complete checkpoint below `checkpoints`, if there is one.
-///
-/// # Errors
-/// If the directory exists and cannot be listed.
-pub fn latest(checkpoints: &Path) -> Result<Option<PathBuf>, CheckpointError> {
-    if !checkpoints.exists() {
-        return Ok(None);
-    }
-    let entries = fs::read_dir(checkpoints).map_err(CheckpointError::io(checkpoints))?;
-    let steps = entries.filter_map(|entry| {
-        let path = entry.ok()?.path();
-        let step = path.file_name()?.to_str()?.strip_prefix("step-")?.parse::<u64>().ok()?;
-        Some((step, path))
-    });
-    Ok(steps.max().map(|(_, path)| path))
-}
-
 /// Writes a checkpoint; an existing one of the same step is replaced.
 ///
 /// # Errors
-/// The file system's.
-pub fn save(dir: &Path, step: u64, seed: u64, contents: &Contents) -> Result<(), CheckpointError> {
-    let scratch = dir.with_extension("partial");
+/// The file system's; then earlier checkpoints are as they were and nothing half-written is left.
+pub fn save(
+    disk: &Disk<'_>,
+    dir: &Path,
+    progress: Progress,
+    contents: &Contents,
+) -> Result<(), CheckpointError> {
+    let scratch = dir.with_extension(PARTIAL);
+    let saved = write_all(disk, &scratch, progress, contents)
+        .and_then(|()| publish(disk, &scratch, dir).map_err(CheckpointError::io(dir)));
+    if saved.is_err() {
+        // The first error is the one to tell; where this fails too, the next start sweeps.
+        let _ = fs::remove_dir_all(&scratch);
+    }
+    saved
+}
+
+/// Writes every file to `scratch`.
+fn write_all(
+    disk: &Disk<'_>,
+    scratch: &Path,
+    progress: Progress,
+    contents: &Contents,
+) -> Result<(), CheckpointError> {
     if scratch.exists() {
-        fs::remove_dir_all(&scratch).map_err(CheckpointError::io(&scratch))?;
+        disk.remove_dir(scratch).map_err(CheckpointError::io(scratch))?;
     }
-    fs::create_dir_all(&scratch).map_err(CheckpointError::io(&scratch))?;
-    let mut state = State {
-        schema: SCHEMA.into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        step,
-        seed,
-        hashes: BTreeMap::new(),
-        tensors: BTreeMap::new(),
-    };
+    disk.create_dir_all(scratch).map_err(CheckpointError::io(scratch))?;
+    let mut state = State::new(progress);
     for (name, tensors) in [(MODEL, &contents.model), (OPTIMIZER, &contents.optimizer)] {
-        let path = scratch.join(name);
-        let bytes = tensors::to_bytes(&path, tensors)?;
-        write(&path, &bytes)?;
+        let (path, tensors) = (scratch.join(name), names::in_files(tensors));
+        let bytes = tensors::to_bytes(&path, &tensors)?;
+        disk.write(&path, &bytes).map_err(CheckpointError::io(&path))?;
         state.hashes.insert(name.into(), blake3::hash(&bytes).to_hex().to_string());
-        let layouts = tensors.iter().map(|(name, t)| (name.clone(), Layout::of(t)));
-        state.tensors.insert(name.into(), layouts.collect());
+        state.tensors.insert(name.into(), tensors::layouts(&tensors));
     }
-    let json = serde_json::to_vec_pretty(&state).expect("a state is plain data");
-    write(&scratch.join(STATE), &json)?;
-    publish(&scratch, dir)
+    let path = scratch.join(STATE);
+    disk.write(&path, &state.to_bytes()).map_err(CheckpointError::io(&path))
 }
 
-/// Writes a file and waits until it is on the disk.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let save = || {
-        let mut file = File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    save().map_err(CheckpointError::io(path))
-}
-
-/// Renames `scratch` to `dir` and waits until the directory above knows it.
-fn publish(scratch: &Path, dir: &Path) -> Result<(), CheckpointError> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).map_err(CheckpointError::io(dir))?;
+/// Renames `scratch` to `dir` and waits until the directories above know it.
+fn publish(disk: &Disk<'_>, scratch: &Path, dir: &Path) -> std::io::Result<()> {
+    disk.sync_dir(scratch)?;
+    let former = dir.with_extension(REPLACED);
+    let replaces = dir.exists();
+    if replaces {
+        disk.rename(dir, &former)?;
     }
-    let swap = || {
-        File::open(scratch)?.sync_all()?;
-        fs::rename(scratch, dir)?;
-        File::open(dir.parent().unwrap_or(Path::new(".")))?.sync_all()
-    };
-    swap().map_err(CheckpointError::io(dir))
+    disk.rename(scratch, dir)?;
+    // The directory of checkpoints may be as new as its first checkpoint, and a run's as new as both.
+    for above in dir.ancestors().skip(1).take(3).filter(|above| above.is_dir()) {
+        disk.sync_dir(above)?;
+    }
+    if replaces { disk.remove_dir(&former) } else { Ok(()) }
 }
 
 /// Reads a checkpoint into `contents`, whose tensors must be exactly those that were saved.
 ///
 /// # Errors
-/// A missing or damaged file, or tensors that do not fit; then nothing of that file was changed.
+/// A missing or damaged file, or tensors that do not fit; then nothing was changed.
 pub fn load(dir: &Path, contents: &Contents) -> Result<State, CheckpointError> {
-    let state = read_state(dir)?;
-    let model = read_checked(dir, MODEL, &state)?;
-    let optimizer = read_checked(dir, OPTIMIZER, &state)?;
-    tensors::restore(&dir.join(MODEL), &model, &contents.model)?;
-    tensors::restore(&dir.join(OPTIMIZER), &optimizer, &contents.optimizer)?;
-    Ok(state)
+    let all = [(MODEL, contents.model.as_slice()), (OPTIMIZER, contents.optimizer.as_slice())];
+    load_files(dir, &all)
 }
 
 /// Reads the weights alone, as evaluation needs them.
@@ -192,20 +154,41 @@ pub fn load(dir: &Path, contents: &Contents) -> Result<State, CheckpointError> {
 /// # Errors
 /// As [`load`].
 pub fn load_model(dir: &Path, model: &[(String, Tensor)]) -> Result<State, CheckpointError> {
-    let state = read_state(dir)?;
-    let bytes = read_checked(dir, MODEL, &state)?;
-    tensors::restore(&dir.join(MODEL), &bytes, model)?;
+    load_files(dir, &[(MODEL, model)])
+}
+
+/// Checks a checkpoint without a model: every file, hash and layout.
+///
+/// # Errors
+/// The first file that is missing, damaged, or not as the manifest says.
+pub fn verify(dir: &Path) -> Result<State, CheckpointError> {
+    let state = load_files(dir, &[])?;
+    for name in [MODEL, OPTIMIZER] {
+        Stored::parse(&dir.join(name), &read_checked(dir, name, &state)?)?
+            .check(state.tensors.get(name).unwrap_or(&Default::default()))?;
+    }
     Ok(state)
 }
 
-fn read_state(dir: &Path) -> Result<State, CheckpointError> {
+fn load_files(
+    dir: &Path,
+    wanted: &[(&str, &[(String, Tensor)])],
+) -> Result<State, CheckpointError> {
     let path = dir.join(STATE);
     let bytes = fs::read(&path).map_err(CheckpointError::io(&path))?;
-    let format = |reason: String| CheckpointError::Format { path: path.clone(), reason };
-    let state: State = serde_json::from_slice(&bytes).map_err(|e| format(e.to_string()))?;
-    if state.schema != SCHEMA {
-        return Err(format(format!("schema is {}, expected {SCHEMA}", state.schema)));
+    let state = State::from_bytes(&path, &bytes)?;
+    let mut files = Vec::new();
+    for (name, targets) in wanted {
+        files.push((dir.join(name), read_checked(dir, name, &state)?, names::in_files(targets)));
     }
+    let mut stored = Vec::new();
+    for (path, bytes, targets) in &files {
+        let file = Stored::parse(path, bytes)?;
+        file.check(&tensors::layouts(targets))?;
+        stored.push((file, targets));
+    }
+    // Everything fits: only now is anything changed.
+    stored.iter().for_each(|(file, targets)| file.copy_to(targets));
     Ok(state)
 }
 

@@ -8,6 +8,8 @@ use moe_models::LayerTrace;
 use moe_routers::{Phase, RouteCx, SeededNoise};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tch::{Kind, Tensor};
 
@@ -119,7 +121,7 @@ impl LayerReport {
 }
 
 /// Where and on how much to evaluate.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct EvalPlan {
     /// Which part of the data.
     pub split: Split,
@@ -127,12 +129,14 @@ pub struct EvalPlan {
     pub batches: Option<usize>,
     /// Seed of the draws of routers that draw in evaluation.
     pub seed: u64,
+    /// When set, no further batch is begun.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// Evaluates on `batches` with `score`, without a graph.
 ///
 /// # Errors
-/// The first that `score` returns.
+/// The first that `score` returns; [`TrainError::Stopped`].
 pub fn evaluate<B>(
     plan: &EvalPlan,
     batches: impl Iterator<Item = B>,
@@ -141,6 +145,9 @@ pub fn evaluate<B>(
     let _guard = tch::no_grad_guard();
     let mut totals = Totals::default();
     for (index, batch) in batches.take(plan.batches.unwrap_or(usize::MAX)).enumerate() {
+        if plan.stop.load(Ordering::Relaxed) {
+            return Err(TrainError::Stopped);
+        }
         let noise = SeededNoise::eval(plan.seed, index as u64);
         let start = Instant::now();
         let scored = score(&batch, &RouteCx::new(Phase::Eval, &noise))?;

@@ -7,17 +7,24 @@
 
 pub mod adamw;
 pub mod checkpoint;
+pub mod disk;
 pub mod evaluate;
+pub mod guard;
 pub mod image_task;
+mod manifest;
+mod names;
 pub mod schedule;
+mod shelf;
 pub mod task;
 pub mod tensors;
 pub mod trainer;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use checkpoint::{CheckpointError, State};
+pub use disk::Disk;
 pub use evaluate::{EvalPlan, EvalReport, LayerReport};
+pub use guard::NonFinite;
 pub use image_task::ImageTask;
 pub use schedule::{Decay, Schedule};
 pub use task::{Draw, LmTask, Task};
-pub use trainer::{StepReport, TrainConfig, TrainError, Trainer};
+pub use trainer::{Advance, StepReport, TrainConfig, TrainError, Trainer};

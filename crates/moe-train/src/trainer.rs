@@ -1,8 +1,10 @@
 //! A run between two steps, and the step.
 
 use crate::adamw::{AdamW, AdamWConfig, clip_factor, grad_norm};
-use crate::checkpoint::{self, CheckpointError, Contents, State};
+use crate::checkpoint::{self, Best, CheckpointError, Contents, Progress, State};
+use crate::disk::Disk;
 use crate::evaluate::{EvalPlan, EvalReport};
+use crate::guard::{self, NonFinite, finite};
 use crate::schedule::{Decay, Schedule};
 use crate::task::{Draw, Task};
 use moe_core::RouteError;
@@ -13,6 +15,8 @@ use moe_torch_sys::ShimError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tch::Tensor;
 
@@ -49,6 +53,13 @@ pub struct TrainConfig {
     pub eval_batches: usize,
     /// A checkpoint every so many steps, besides the one at the end; 0 is only that one.
     pub checkpoint_every: u64,
+    /// Checkpoints that are kept, the newest; 0 keeps all.
+    pub keep_last: usize,
+    /// Whether an evaluation better than all before it writes a checkpoint, kept until a better one.
+    pub keep_best: bool,
+    /// Steps in all whose update may be skipped because a loss or gradient is not finite; one more
+    /// stops the run, as the first does at 0.
+    pub skip_nonfinite: u64,
 }
 
 impl Default for TrainConfig {
@@ -68,6 +79,9 @@ impl Default for TrainConfig {
             eval_every: 50,
             eval_batches: 16,
             checkpoint_every: 0,
+            keep_last: 0,
+            keep_best: false,
+            skip_nonfinite: 0,
         }
     }
 }
@@ -133,17 +147,41 @@ pub enum TrainError {
     /// The optimiser's kernel refused.
     #[error("the optimiser: {0}")]
     Optimizer(#[from] ShimError),
+    /// The user stopped an evaluation.
+    #[error("stopped before the end of an evaluation")]
+    Stopped,
     /// Loss, gradient, or what a router reads is NaN or infinite; the weights were not touched.
     #[error(
-        "step {step}: {what} is {value}; the weights of step {step} are unharmed; lower train.lr or train.clip"
+        "step {step}: {found}; the weights of step {step} are unharmed{}; lower train.lr or train.clip", after(*skipped)
     )]
     NotFinite {
         /// The step that was not taken.
         step: u64,
-        /// Which number.
-        what: &'static str,
-        /// Its value.
-        value: f64,
+        /// Steps that were skipped before, for as much as `train.skip_nonfinite` allowed.
+        skipped: u64,
+        /// The number, and where it was met.
+        found: NonFinite,
+    },
+}
+
+fn after(skipped: u64) -> String {
+    match skipped {
+        0 => String::new(),
+        n => format!("; {n} steps were skipped before, as many as train.skip_nonfinite allows"),
+    }
+}
+
+/// How a run went on by one step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Advance {
+    /// The update was made.
+    Taken(StepReport),
+    /// The step counts, but its update was skipped.
+    Skipped {
+        /// Steps taken, this one included.
+        step: u64,
+        /// What was not finite.
+        found: NonFinite,
     },
 }
 
@@ -173,13 +211,31 @@ pub struct Trainer {
     config: TrainConfig,
     seed: u64,
     step: u64,
+    skipped: u64,
+    best: Option<Best>,
+    record: serde_json::Value,
+    stop: Arc<AtomicBool>,
 }
 
 impl Trainer {
     /// A run at step 0, whose data order and noise follow from `seed`.
     pub fn new(task: Box<dyn Task>, store: ParamStore, config: TrainConfig, seed: u64) -> Self {
         let optimizer = AdamW::new(&store, config.adamw);
-        Self { task, store, optimizer, config, seed, step: 0 }
+        let (skipped, best, record) = (0, None, serde_json::Value::Null);
+        let stop = Arc::default();
+        Self { task, store, optimizer, config, seed, step: 0, skipped, best, record, stop }
+    }
+
+    /// The same run, whose evaluations end early when `stop` is set.
+    pub fn with_stop(mut self, stop: Arc<AtomicBool>) -> Self {
+        self.stop = stop;
+        self
+    }
+
+    /// The same run, whose checkpoints carry `record`: everything that decided it.
+    pub fn with_record(mut self, record: serde_json::Value) -> Self {
+        self.record = record;
+        self
     }
 
     /// Steps taken.
@@ -197,19 +253,47 @@ impl Trainer {
         &self.store
     }
 
+    /// One step, or one skipped because something was not finite, for as much as the configuration
+    /// allows.
+    ///
+    /// # Errors
+    /// As [`Self::train_step`].
+    pub fn advance(&mut self) -> Result<Advance, TrainError> {
+        match self.train_step() {
+            Err(TrainError::NotFinite { found, .. })
+                if self.skipped < self.config.skip_nonfinite =>
+            {
+                self.skipped += 1;
+                self.step += 1;
+                Ok(Advance::Skipped { step: self.step, found })
+            }
+            taken => taken.map(Advance::Taken),
+        }
+    }
+
     /// One step: batch, loss, gradient, clipping, update.
     ///
     /// # Errors
     /// See [`TrainError`]; the weights are as they were.
     pub fn train_step(&mut self) -> Result<StepReport, TrainError> {
+        self.try_step().map_err(|error| match guard::name_tensor(error, &self.store) {
+            TrainError::NotFinite { step, found, .. } => {
+                TrainError::NotFinite { step, skipped: self.skipped, found }
+            }
+            error => error,
+        })
+    }
+
+    fn try_step(&mut self) -> Result<StepReport, TrainError> {
         let (start, step) = (Instant::now(), self.step);
+        // First of all: gradients of the step before are no gradients of this one.
+        self.store.zero_grad();
         let noise = SeededNoise::train(self.seed, step);
         let cx = RouteCx::new(Phase::Train { step }, &noise);
         let drawn = self.task.loss(Draw { seed: self.seed, step }, &cx);
-        let (task, traces) = drawn.map_err(|error| refused(step, error))?;
-        let loss = finite(step, "the loss", task.double_value(&[]))?;
+        let (task, traces) = drawn.map_err(|error| guard::refused(step, error))?;
+        let loss = guard::losses(step, &task, &traces)?;
 
-        self.store.zero_grad();
         let objective = weighted_aux(&traces).map_or(task.shallow_clone(), |aux| task + aux);
         objective.backward();
         let limit = if self.config.clip > 0.0 { self.config.clip } else { f64::INFINITY };
@@ -234,16 +318,42 @@ impl Trainer {
     /// # Errors
     /// See [`Task::evaluate`].
     pub fn evaluate(&self, split: Split, batches: Option<usize>) -> Result<EvalReport, TrainError> {
-        self.task.evaluate(&EvalPlan { split, batches, seed: self.seed })
+        let stop = Arc::clone(&self.stop);
+        self.task.evaluate(&EvalPlan { split, batches, seed: self.seed, stop })
     }
 
-    /// Writes a checkpoint of this step below `checkpoints`.
+    /// Takes note of an evaluation of the present weights; whether it is the best so far.
+    pub fn note_evaluation(&mut self, valid_loss: f64) -> bool {
+        let better = self.best.is_none_or(|best| valid_loss < best.valid_loss);
+        if better && valid_loss.is_finite() {
+            self.best = Some(Best { step: self.step, valid_loss });
+            return true;
+        }
+        false
+    }
+
+    /// Writes a checkpoint of this step below `checkpoints` and removes those that are not to be kept.
     ///
     /// # Errors
-    /// The file system's.
+    /// The file system's; then earlier checkpoints are as they were.
     pub fn save(&self, checkpoints: &Path) -> Result<(), CheckpointError> {
+        self.save_on(&Disk::PLAIN, checkpoints)
+    }
+
+    /// The same on a disk that may be watched.
+    ///
+    /// # Errors
+    /// As [`Self::save`].
+    pub fn save_on(&self, disk: &Disk<'_>, checkpoints: &Path) -> Result<(), CheckpointError> {
         let dir = checkpoint::directory(checkpoints, self.step);
-        checkpoint::save(&dir, self.step, self.seed, &self.contents())
+        checkpoint::save(disk, &dir, self.progress(), &self.contents())?;
+        let best = self.best.filter(|_| self.config.keep_best).map(|best| best.step);
+        checkpoint::retain(disk, checkpoints, self.config.keep_last, best)
+    }
+
+    fn progress(&self) -> Progress {
+        let Self { step, seed, skipped, best, .. } = *self;
+        Progress { step, seed, skipped, best, config: self.record.clone() }
     }
 
     /// Goes on from the checkpoint in `dir`.
@@ -252,9 +362,9 @@ impl Trainer {
     /// A damaged checkpoint, or one of another model.
     pub fn resume(&mut self, dir: &Path) -> Result<State, CheckpointError> {
         let state = checkpoint::load(dir, &self.contents())?;
-        self.step = state.step;
-        self.seed = state.seed;
-        self.optimizer.set_steps(state.step);
+        let Progress { step, seed, skipped, best, .. } = state.progress;
+        (self.step, self.seed, self.skipped, self.best) = (step, seed, skipped, best);
+        self.optimizer.set_steps(step.saturating_sub(skipped));
         Ok(state)
     }
 
@@ -265,8 +375,8 @@ impl Trainer {
     /// As [`Self::resume`].
     pub fn load_weights(&mut self, dir: &Path) -> Result<State, CheckpointError> {
         let state = checkpoint::load_model(dir, &named(&self.store))?;
-        self.step = state.step;
-        self.seed = state.seed;
+        self.step = state.progress.step;
+        self.seed = state.progress.seed;
         Ok(state)
     }
 
@@ -279,20 +389,6 @@ impl Trainer {
 /// Every parameter and buffer by name.
 pub fn named(store: &ParamStore) -> Vec<(String, Tensor)> {
     store.entries().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
-}
-
-fn finite(step: u64, what: &'static str, value: f64) -> Result<f64, TrainError> {
-    if value.is_finite() { Ok(value) } else { Err(TrainError::NotFinite { step, what, value }) }
-}
-
-/// Numbers that a router refused in a training step are those of a step that went wrong, as a loss is.
-fn refused(step: u64, error: TrainError) -> TrainError {
-    match error {
-        TrainError::Route(RouteError::NotFinite { what, value, .. }) => {
-            TrainError::NotFinite { step, what, value }
-        }
-        error => error,
-    }
 }
 
 /// What routers add to the objective.

@@ -56,9 +56,22 @@ pub enum RouteError {
     /// The decisions do not make a plan.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The router of one layer of a model refused.
+    #[error("sparse layer {layer}: {source}")]
+    Layer {
+        /// Index among the sparse layers.
+        layer: usize,
+        /// Why.
+        source: Box<RouteError>,
+    },
 }
 
 impl RouteError {
+    /// The same, of this sparse layer of a model.
+    pub fn in_layer(self, layer: usize) -> Self {
+        Self::Layer { layer, source: Box::new(self) }
+    }
+
     /// Refuses an array with an infinity or a NaN.
     ///
     /// # Errors
