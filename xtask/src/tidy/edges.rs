@@ -30,6 +30,7 @@ const EDGES: [(&str, &[&str]); 11] = [
         &[
             "moe-core",
             "moe-data",
+            "moe-kernels",
             "moe-routers",
             "moe-models",
             "moe-train",

@@ -119,6 +119,11 @@ fn small_numbers_are_flushed() {
     put(&mut tiles, 2, &[[0.0, 1.0, 0.0, big_power()], [least, 0.0, 0.0, 0.0]]);
     assert!(tiles.multiply(0, 1, 2));
     assert_eq!(sums(&mut tiles), [0.0, 0.0]);
+    // Two halves of the least number, each flushed before they are added.
+    put(&mut tiles, 1, &[[0.5, 0.5, 0.0, 0.0]]);
+    put(&mut tiles, 2, &[[least, least, 0.0, 0.0], [0.0; 4]]);
+    assert!(tiles.zero(0) && tiles.multiply(0, 1, 2));
+    assert_eq!(sums(&mut tiles), [0.0, 0.0]);
 }
 
 /// Large enough to lift a number without leading one, were it not flushed.
