@@ -5,6 +5,7 @@ use crate::commands;
 use crate::error::{Misuse, exit_code, is_stop};
 use crate::speed::{Dtype, Pass};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use moe_data::Split;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tch::Device;
@@ -166,6 +167,15 @@ pub enum SplitArg {
     Test,
 }
 
+impl From<SplitArg> for Split {
+    fn from(split: SplitArg) -> Self {
+        match split {
+            SplitArg::Valid => Self::Valid,
+            SplitArg::Test => Self::Test,
+        }
+    }
+}
+
 /// Flags of `moe eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
@@ -174,6 +184,10 @@ pub struct EvalArgs {
     /// Put a setting over the run's recipe.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
+    /// Evaluate under each of several values and print a table; more sweeps give every combination:
+    /// `--sweep router.capacity_factor=1.05,0.5 --sweep router.batch_priority=false,true`.
+    #[arg(long = "sweep", value_name = "KEY=V1,V2")]
+    pub sweeps: Vec<String>,
     /// Which part of the data.
     #[arg(long, value_enum, default_value_t = SplitArg::Valid)]
     pub split: SplitArg,

@@ -5,7 +5,7 @@
     reason = "a command line tool talks to its terminal"
 )]
 
-use crate::cli::{CompareArgs, DataAction, EvalArgs, PapersArgs, SpeedArgs, SplitArg, TrainArgs};
+use crate::cli::{CompareArgs, DataAction, EvalArgs, PapersArgs, SpeedArgs, TrainArgs};
 use crate::compare::{Comparison, default_out};
 use crate::environment::{environment, hardware_threads};
 use crate::error::Misuse;
@@ -13,11 +13,11 @@ use crate::recipe::Recipe;
 use crate::results::Results;
 use crate::run::{Event, Outcome, RunDir, load, prepare};
 use crate::say::say;
+use crate::subject::Subject;
 use crate::table::{Style, render};
 use crate::{data, papers, worker};
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use moe_data::Split;
 use std::fs;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -114,7 +114,10 @@ fn draw(bar: &ProgressBar, event: &Event<'_>) {
             bar.set_message(format!("loss {:.4}", report.loss));
         }
         Event::Eval(line) => {
-            bar.println(format!("step {:>6}: validation loss {:.4}", line.step, line.report.loss));
+            let accuracy = line.report.measures.get("accuracy");
+            let accuracy = accuracy.map_or(String::new(), |share| format!(", accuracy {share:.4}"));
+            let loss = line.report.loss;
+            bar.println(format!("step {:>6}: validation loss {loss:.4}{accuracy}", line.step));
         }
         // Also where there is no terminal for the bar.
         Event::Note(line) => bar.suspend(|| eprintln!("{line}")),
@@ -127,24 +130,31 @@ fn draw(bar: &ProgressBar, event: &Event<'_>) {
 /// No run there, a damaged checkpoint, or data that cannot be read.
 pub fn eval(args: &EvalArgs) -> Result<()> {
     let stop = worker::stop_flag()?;
+    if !args.sweeps.is_empty() {
+        return crate::sweep::sweep(args, &stop);
+    }
     let device = args.machine.ready()?;
     let prepared = load(&args.run, &args.sets, device, &stop)?;
-    let split = match args.split {
-        SplitArg::Valid => Split::Valid,
-        SplitArg::Test => Split::Test,
-    };
-    let line = prepared.evaluate(split, args.batches)?;
+    let line = prepared.evaluate(args.split.into(), args.batches)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&line)?);
         return Ok(());
     }
     let (report, bits) = (&line.report, line.bits_per_byte);
-    println!("step {}, {} split, {} tokens", line.step, line.split, report.tokens);
-    println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
-    println!(
-        "bits per byte {}",
-        bits.map_or("undefined: the tokens lose text".into(), |b| format!("{b:.4}"))
-    );
+    let unit = prepared.subject().unit();
+    println!("step {}, {} split, {} {unit}", line.step, line.split, report.tokens);
+    if let Subject::Images(..) = prepared.subject() {
+        println!("loss {:.4} nats per image", report.loss);
+    } else {
+        println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
+        println!(
+            "bits per byte {}",
+            bits.map_or("undefined: the tokens lose text".into(), |b| format!("{b:.4}"))
+        );
+    }
+    for (name, value) in &report.measures {
+        println!("{} {}", name.replace('_', " "), crate::sweep::shown(name, *value));
+    }
     for (index, layer) in report.layers.iter().enumerate() {
         let total: f64 = layer.load_e.iter().sum::<f64>().max(1.0);
         let shares: Vec<_> = layer.load_e.iter().map(|n| format!("{:.3}", n / total)).collect();

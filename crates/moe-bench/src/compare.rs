@@ -7,6 +7,7 @@ use crate::environment::{device_name, environment, hardware_threads};
 use crate::error::Misuse;
 use crate::recipe::Recipe;
 use crate::results::{Results, Row, SCHEMA};
+use crate::subject::Subject;
 use crate::summary::summarise;
 use crate::terms::{terms, unequal_sizes};
 use crate::worker::unless_stopped;
@@ -34,6 +35,7 @@ pub struct Preset {
 pub const PRESETS: &[Preset] = &[
     Preset { name: "quick", recipe: include_str!("../../../recipes/quick.toml"), seeds: 3 },
     Preset { name: "standard", recipe: include_str!("../../../recipes/standard.toml"), seeds: 6 },
+    Preset { name: "vision", recipe: include_str!("../../../recipes/vision.toml"), seeds: 3 },
 ];
 
 fn preset(name: &str) -> Result<&'static Preset, Misuse> {
@@ -105,8 +107,8 @@ impl Comparison {
     pub fn run(&self, args: &CompareArgs, stop: &AtomicBool) -> Result<(Results, bool)> {
         fs::create_dir_all(&self.out)
             .with_context(|| format!("cannot write to {}", self.out.display()))?;
-        let source = self.base.data.clone();
-        let data = unless_stopped(stop, move || source.open())?;
+        let source = self.base.clone();
+        let data = unless_stopped(stop, move || Subject::open(&source))?;
         let mut terms = terms(&self.base, &data, &self.cells);
         let environment = environment(args.machine.device);
         let bars = Bars::new(&self.cells);

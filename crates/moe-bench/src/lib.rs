@@ -27,10 +27,13 @@ pub mod run;
 mod say;
 pub mod schema;
 pub mod speed;
+pub mod subject;
 pub mod summary;
+pub mod sweep;
 pub mod table;
 pub mod terms;
 pub mod verify;
+pub mod vision;
 pub mod worker;
 
 /// The snippets of the README, compiled.

@@ -18,10 +18,12 @@
 //! steps = 200
 //! ```
 //!
-//! A key that is left out has its default; a key that does not exist is an error that names it.
+//! A key that is left out has its default; a key that does not exist is an error that names it. With a
+//! section `[vision]` ([`crate::vision`]) the model classifies images instead of predicting text.
 
 use crate::error::Misuse;
 use crate::method::MethodRecipe;
+use crate::vision::{self, VisionRecipe};
 use moe_core::{CapacityPolicy, CapacityRule, DropOrder, Limit};
 use moe_data::{Corpus, DataError, MAX_BATCH_TOKENS, TokenStream, TokenizerSpec};
 use moe_models::{LmConfig, LossWeights};
@@ -51,8 +53,11 @@ pub struct Recipe {
     pub losses: LossWeights,
     /// The data.
     pub data: DataRecipe,
-    /// The model.
+    /// The model; with `vision`, the sizes of its blocks.
     pub model: LmConfig,
+    /// What an image classifier has besides; absent for a language model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vision: Option<VisionRecipe>,
     /// The training.
     pub train: TrainConfig,
 }
@@ -67,6 +72,7 @@ impl Default for Recipe {
             losses: LossWeights::default(),
             data: DataRecipe::default(),
             model: LmConfig::default(),
+            vision: None,
             train: TrainConfig::default(),
         }
     }
@@ -76,7 +82,8 @@ impl Default for Recipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataRecipe {
-    /// A built-in name, a text file, or a directory in WikiText layout.
+    /// A built-in name, a text file, or a directory in WikiText layout; with `vision`, a built-in set of
+    /// images, or a directory in one of the layouts of [`moe_data::Images::open`].
     pub source: String,
     /// How text becomes tokens.
     pub tokenizer: TokenizerSpec,
@@ -184,6 +191,7 @@ impl Recipe {
         for set in sets {
             crate::overlay::set(&mut table, set)?;
         }
+        vision::refuse_text_keys(&table)?;
         let recipe: Self = serde_path_to_error::deserialize(table)
             .map_err(|e| Misuse::recipe(&e.path().to_string(), message_of(e.inner())))?;
         recipe.check()?;
@@ -200,7 +208,7 @@ impl Recipe {
             .check()
             .map_err(|(key, reason)| Misuse::recipe(&format!("train.{key}"), reason))?;
         let (sequence, context) = (self.train.sequence as i64, self.model.context);
-        if sequence > context {
+        if sequence > context && self.vision.is_none() {
             let reason = format!("{sequence} exceeds model.context = {context}");
             return Err(Misuse::recipe("train.sequence", reason));
         }
@@ -223,10 +231,20 @@ impl Recipe {
         self.losses
             .check(router.as_ref())
             .map_err(|(key, reason)| Misuse::recipe(&format!("losses.{key}"), reason))?;
-        let sparse = self.model.sparse_layers();
+        let sparse = self.trunk()?.sparse_layers();
         self.residual.residual()?.check(sparse).map_err(|e| Misuse::recipe("residual", e))?;
         self.capacity()?;
-        Ok(())
+        self.vision.as_ref().map_or(Ok(()), |vision| vision.check(self))
+    }
+
+    /// The sizes of the blocks, with the sparse ones where `vision.placement` wants them.
+    ///
+    /// # Errors
+    /// A placement that leaves no sparse block.
+    fn trunk(&self) -> Result<LmConfig, Misuse> {
+        let trunk = self.vision.as_ref().map(|vision| vision.trunk(&self.model)).transpose();
+        let trunk = trunk.map_err(|e| Misuse::recipe("vision", e))?;
+        Ok(trunk.unwrap_or_else(|| self.model.clone()))
     }
 
     /// The capacity policy, if the recipe has one.
@@ -293,7 +311,12 @@ impl Recipe {
 
     /// As TOML.
     pub fn to_toml(&self) -> String {
-        toml::to_string_pretty(self).expect("a recipe is plain data")
+        if self.vision.is_none() {
+            return toml::to_string_pretty(self).expect("a recipe is plain data");
+        }
+        let mut table = toml::Table::try_from(self).expect("a recipe is plain data");
+        vision::drop_text_keys(&mut table);
+        toml::to_string_pretty(&table).expect("a recipe is plain data")
     }
 }
 

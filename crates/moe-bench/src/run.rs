@@ -14,12 +14,12 @@ use crate::limits;
 use crate::log::{EvalLine, Log, SkipLine};
 use crate::recipe::Recipe;
 use crate::results::Metrics;
+use crate::subject::Subject;
 use crate::worker::unless_stopped;
 use anyhow::{Context, Result};
-use moe_data::{Split, TokenStream};
-use moe_models::{DecoderLm, Rules};
+use moe_data::Split;
 use moe_routers::ParamStore;
-use moe_train::{Advance, Disk, LmTask, StepReport, Trainer, checkpoint};
+use moe_train::{Advance, Disk, StepReport, Trainer, checkpoint};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -121,7 +121,7 @@ impl RunDir {
 /// A recipe made ready to train.
 pub struct Prepared {
     recipe: Recipe,
-    data: Arc<TokenStream>,
+    subject: Subject,
     trainer: Trainer,
     device: Device,
     stop: Arc<AtomicBool>,
@@ -136,36 +136,27 @@ pub struct Prepared {
 pub fn prepare(recipe: &Recipe, device: Device, stop: &Arc<AtomicBool>) -> Result<Prepared> {
     let recipe = recipe.resolved()?;
     recipe.check()?;
-    let source = recipe.data.clone();
-    let data = Arc::new(unless_stopped(stop, move || source.open())?);
+    let source = recipe.clone();
+    let subject = unless_stopped(stop, move || Subject::open(&source))?;
     // Refuses what could not even be numbered, before libtorch is asked for it.
-    crate::estimate::estimate(&recipe, data.vocab_size(), 0)?;
-    limits::within(&recipe.clone(), || build(recipe, data, device, stop))
+    if let Subject::Text(text) = &subject {
+        crate::estimate::estimate(&recipe, text.vocab_size(), 0)?;
+    }
+    limits::within(&recipe.clone(), || build(recipe, subject, device, stop))
 }
 
 fn build(
     recipe: Recipe,
-    data: Arc<TokenStream>,
+    subject: Subject,
     device: Device,
     stop: &Arc<AtomicBool>,
 ) -> Result<Prepared> {
     let store = ParamStore::new(recipe.seed, device, Kind::Float);
-    let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
-    let rules = Rules {
-        router: router.as_ref(),
-        residual: residual.as_ref(),
-        capacity: recipe.capacity()?,
-        losses: recipe.losses,
-    };
-    let vocab = data.vocab_size() as i64;
-    let model = DecoderLm::new(&store, &recipe.model, &rules, vocab)
-        .map_err(|e| Misuse::recipe("model", e))?;
-    let train = recipe.train.clone();
-    let task = LmTask::new(model, Arc::clone(&data), (train.batch, train.sequence), device);
-    let trainer = Trainer::new(Box::new(task), store, train, recipe.seed)
+    let task = subject.task(&recipe, &store, device)?;
+    let trainer = Trainer::new(task, store, recipe.train.clone(), recipe.seed)
         .with_record(serde_json::to_value(&recipe)?)
         .with_stop(Arc::clone(stop));
-    Ok(Prepared { recipe, data, trainer, device, stop: Arc::clone(stop), saved: None })
+    Ok(Prepared { recipe, subject, trainer, device, stop: Arc::clone(stop), saved: None })
 }
 
 impl Prepared {
@@ -175,8 +166,8 @@ impl Prepared {
     }
 
     /// The data.
-    pub fn data(&self) -> &TokenStream {
-        &self.data
+    pub fn subject(&self) -> &Subject {
+        &self.subject
     }
 
     /// Trains into `dir` until the recipe's last step, or until the flag of [`prepare`] is set; then
@@ -323,13 +314,13 @@ impl Prepared {
         let evaluate = || Ok(self.trainer.evaluate(split, batches)?);
         let report = limits::within(&self.recipe, evaluate)?;
         let step = self.trainer.steps_taken();
-        let bits_per_byte = self.data.bits_per_byte(split, report.loss);
+        let bits_per_byte = self.subject.bits_per_byte(split, report.loss);
         let seconds = start.elapsed().as_secs_f64();
         Ok(EvalLine { step, split: split.name().into(), bits_per_byte, seconds, report })
     }
 
     fn metrics(&self, log: &Log) -> Metrics {
-        let tokens = self.recipe.train.batch * self.recipe.train.sequence;
+        let tokens = self.subject.tokens_per_step(&self.recipe);
         Metrics {
             params_active: self.trainer.active_params() as u64,
             params_total: self.trainer.store().trainable_count() as u64,

@@ -157,6 +157,12 @@ impl Experts {
         all.map(Tensor::numel).sum::<usize>() / self.count() as usize
     }
 
+    /// Products of one row in one expert: the values of its matrices.
+    pub(crate) fn products(&self) -> f64 {
+        let matrices = [&self.w1_ehd, &self.w2_edh].into_iter().chain(&self.gate_ehd);
+        matrices.map(|matrix| matrix.numel() as f64).sum::<f64>() / self.count() as f64
+    }
+
     /// Carries out a plan: dispatch, experts, combine. `[g, t, d] -> [g, t, d]`.
     pub fn execute(&self, x_gtd: &Tensor, plan: &TensorPlan) -> Tensor {
         match (&self.fused, plan) {

@@ -27,6 +27,20 @@ pub enum RoutingGroup {
     Batch,
     /// The tokens of one sequence.
     Sequence,
+    /// The tokens of so many sequences, one after the other in the batch, as V-MoE's code groups 8
+    /// images; a batch that they do not divide is one group.
+    Sequences(i64),
+}
+
+impl RoutingGroup {
+    /// Groups of a batch of `b` sequences of `t` tokens, and the tokens of a group.
+    pub(crate) fn split(self, b: i64, t: i64) -> [i64; 2] {
+        match self {
+            Self::Sequence => [b, t],
+            Self::Sequences(n) if b % n == 0 => [b / n, n * t],
+            Self::Batch | Self::Sequences(_) => [1, b * t],
+        }
+    }
 }
 
 /// Sizes and layout.
@@ -151,6 +165,9 @@ impl LmConfig {
         }
         if self.width % self.heads != 0 {
             return error("heads", format!("{} does not divide width {}", self.heads, self.width));
+        }
+        if let RoutingGroup::Sequences(n @ ..=0) = self.routing_group {
+            return error("routing_group.sequences", format!("{n} must be at least 1"));
         }
         if self.moe_first.is_some_and(|first| !(0..self.layers).contains(&first)) {
             let first = self.moe_first.unwrap_or_default();
