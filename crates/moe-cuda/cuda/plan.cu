@@ -23,18 +23,19 @@ extern "C" __global__ void count_choices(const int *expert_gtk, int *count_qc, i
 // The sum of the values of earlier threads, and in `total` that of all. `room` holds a number per
 // thread.
 __device__ inline int prefix_in_block(int value, int *room, int *total) {
-  room[threadIdx.x] = value;
+  int own = threadIdx.x, threads = blockDim.x;
+  room[own] = value;
   __syncthreads();
-  for (int step = 1; step < blockDim.x; step *= 2) {
-    int earlier = threadIdx.x >= step ? room[threadIdx.x - step] : 0;
+  for (int step = 1; step < threads; step *= 2) {
+    int earlier = own >= step ? room[own - step] : 0;
     __syncthreads();
-    room[threadIdx.x] += earlier;
+    room[own] += earlier;
     __syncthreads();
   }
-  *total = room[blockDim.x - 1];
-  int own = room[threadIdx.x] - value;
+  *total = room[threads - 1];
+  int before = room[own] - value;
   __syncthreads();
-  return own;
+  return before;
 }
 
 // Counts of one queue become the numbers of choices in earlier chunks. One block per queue.
