@@ -61,7 +61,9 @@ impl From<Address> for Argument {
 impl From<i32> for Argument {
     fn from(number: i32) -> Self {
         // Kernels read the first four bytes.
-        Self(u64::from_ne_bytes([number.to_ne_bytes(), [0; 4]].concat().try_into().expect("8 bytes")))
+        Self(u64::from_ne_bytes(
+            [number.to_ne_bytes(), [0; 4]].concat().try_into().expect("8 bytes"),
+        ))
     }
 }
 

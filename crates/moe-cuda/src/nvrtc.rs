@@ -66,7 +66,8 @@ fn places() -> Vec<PathBuf> {
     }
     let program = std::env::current_exe().unwrap_or_default();
     let above = program.ancestors().skip(1).take(5);
-    let linked = above.flat_map(|dir| [".nvrtc", "nvrtc"].map(|link| dir.join(link).join("lib").join(FILE)));
+    let linked =
+        above.flat_map(|dir| [".nvrtc", "nvrtc"].map(|link| dir.join(link).join("lib").join(FILE)));
     linked.filter(|path| path.exists()).chain([PathBuf::from(FILE)]).collect()
 }
 
@@ -96,7 +97,8 @@ struct Program {
 impl Program {
     fn new(source: &Source) -> Result<Self, CudaError> {
         let text = CString::new(source.program()).expect("sources without a zero byte");
-        let handle = result::create_program(&text, None).map_err(|e| refused("nvrtcCreateProgram", e))?;
+        let handle =
+            result::create_program(&text, None).map_err(|e| refused("nvrtcCreateProgram", e))?;
         Ok(Self { handle, _text: text })
     }
 

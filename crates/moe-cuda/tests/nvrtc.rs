@@ -22,7 +22,8 @@ fn every_source_compiles_for_every_architecture() {
 
 #[test]
 fn what_is_wrong_is_said_with_file_and_line() {
-    let broken = Source { name: "broken.cu", text: "\n__device__ int f() { return x; }", kernels: &[] };
+    let broken =
+        Source { name: "broken.cu", text: "\n__device__ int f() { return x; }", kernels: &[] };
     let error = compile(&broken, "sm_90").unwrap_err().to_string();
     assert!(error.contains("broken.cu for sm_90: ") && error.contains("broken.cu(2)"), "{error}");
 }

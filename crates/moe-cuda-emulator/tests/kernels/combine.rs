@@ -91,7 +91,8 @@ fn sums(on: &Emulator, dtype: Dtype, plan: &SparsePlan, width: usize, sum: &Sum)
     let mut weight_n = Memory::f32s(&weight);
     let (mut row_i, mut offset_t) = (Memory::i32s(&row), Memory::i64s(&offset));
     let mut out_td = Memory::room_of(dtype, tokens * width);
-    let given = |there: bool, memory: &mut Memory| if there { memory.address() } else { Address::NULL };
+    let given =
+        |there: bool, memory: &mut Memory| if there { memory.address() } else { Address::NULL };
     let it = GatherSum {
         a_nd: a_nd.address(),
         b_nd: given(sum.two, &mut b_nd),
@@ -109,7 +110,11 @@ fn sums(on: &Emulator, dtype: Dtype, plan: &SparsePlan, width: usize, sum: &Sum)
     if sum.two {
         y_nd += &matrix(n, width, &b);
     }
-    let want = if sum.weighted { plan.combine(y_nd.view()) } else { unweighted(plan).combine(y_nd.view()) };
+    let want = if sum.weighted {
+        plan.combine(y_nd.view())
+    } else {
+        unweighted(plan).combine(y_nd.view())
+    };
     assert_close("out_td", &out_td.to_values(dtype), want.as_slice().unwrap(), tolerance(dtype));
 }
 
@@ -134,7 +139,8 @@ fn check(on: &Emulator, tokens: usize, experts: usize, width: usize, seed: u64) 
 #[test]
 fn rows_go_out_and_come_back() {
     for on in &ORDERS {
-        for (tokens, experts, width) in [(1, 1, 1), (1, 5, 8), (9, 3, 7), (4, 2, 2056), (3, 2, 261)] {
+        for (tokens, experts, width) in [(1, 1, 1), (1, 5, 8), (9, 3, 7), (4, 2, 2056), (3, 2, 261)]
+        {
             check(on, tokens, experts, width, 17);
         }
     }

@@ -116,7 +116,8 @@ fn backward(on: &Emulator, layer: &mut Layer) {
     let (mut want_gate, mut want_up, mut want_scaled) = (Vec::new(), Vec::new(), Vec::new());
     let mut want_weight = vec![0.0; rows];
     for (i, (g, u)) in layer.pairs().enumerate() {
-        let (w, da, a) = (f64::from(weight[i / hidden]), f64::from(da[i]), oracle(layer.kind, g, u));
+        let (w, da, a) =
+            (f64::from(weight[i / hidden]), f64::from(da[i]), oracle(layer.kind, g, u));
         let [by_gate, by_up] = slopes(layer.kind, g, u);
         want_gate.push(w * da * by_gate);
         want_up.push(w * da * by_up);
@@ -133,7 +134,12 @@ fn backward(on: &Emulator, layer: &mut Layer) {
     agrees("scaled", layer, &scaled, &want_scaled, bound);
     // A sum of one sign less never has fewer bits than its terms.
     let got = widened(&dweight.to_f32s());
-    assert_close("dweight", &got[..rows], &want_weight, tolerance(Dtype::F32) * hidden.max(1) as f64);
+    assert_close(
+        "dweight",
+        &got[..rows],
+        &want_weight,
+        tolerance(Dtype::F32) * hidden.max(1) as f64,
+    );
     assert!(got[rows..].iter().all(|v| v.is_nan()));
 }
 

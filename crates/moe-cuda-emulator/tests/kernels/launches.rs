@@ -10,8 +10,7 @@ use std::ffi::c_void;
 fn launch(kernel: &'static str, shared_bytes: u32, arguments: &mut [u64]) -> Result<(), CudaError> {
     let mut pointers: Vec<*mut c_void> =
         arguments.iter_mut().map(|argument| (&raw mut *argument).cast()).collect();
-    let launch =
-        Launch { kernel, grid: [1, 1], block: 64, shared_bytes, arguments: &mut pointers };
+    let launch = Launch { kernel, grid: [1, 1], block: 64, shared_bytes, arguments: &mut pointers };
     // SAFETY: each test gives the kernel what it declares.
     unsafe { ORDERS[0].launch(launch, Stream::default()) }
 }

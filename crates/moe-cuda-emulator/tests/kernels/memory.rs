@@ -65,10 +65,13 @@ impl Memory {
 
     /// Room for values of `dtype`.
     pub(crate) fn room_of(dtype: Dtype, len: usize) -> Self {
-        Self::room(len, match dtype {
-            Dtype::F32 => 4,
-            Dtype::Bf16 => 2,
-        })
+        Self::room(
+            len,
+            match dtype {
+                Dtype::F32 => 4,
+                Dtype::Bf16 => 2,
+            },
+        )
     }
 
     pub(crate) fn address(&mut self) -> Address {
@@ -81,7 +84,9 @@ impl Memory {
 
     fn all_mut(&mut self) -> &mut [u8] {
         // SAFETY: bytes of numbers, any of which is valid.
-        unsafe { std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast(), self.words.len() * 16) }
+        unsafe {
+            std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast(), self.words.len() * 16)
+        }
     }
 
     /// The bytes between the guards, which must be untouched.

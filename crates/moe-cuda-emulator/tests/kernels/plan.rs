@@ -28,7 +28,8 @@ fn run(
     let mut count_qc = Memory::room(shape.queues() * shape.chunks(), 4);
     let mut room_2q = Memory::room(2 * shape.queues(), 4);
     let [mut end_e, mut load_e] = [4, 8].map(|size| Memory::room(shape.experts, size));
-    let [mut token_n, mut weight_n, mut row_gtk] = [4; 3].map(|size| Memory::room(shape.choices(), size));
+    let [mut token_n, mut weight_n, mut row_gtk] =
+        [4; 3].map(|size| Memory::room(shape.choices(), size));
     let it = Plan {
         expert_gtk: expert_gtk.address(),
         gate_gtk: gate_gtk.address(),
@@ -72,7 +73,8 @@ fn oracle(shape: &RouteShape, choices: &Choices, capacity: Option<usize>) -> Spa
 fn check(on: &Emulator, shape: &RouteShape, seed: u64, capacity: Option<usize>) {
     let all = (shape.groups * shape.tokens, shape.experts);
     let scores = rounded(Dtype::F32, seed, all.0 * all.1);
-    let choices = Choices::top_k(Array2::from_shape_vec(all, widened(&scores)).unwrap().view(), shape.k);
+    let choices =
+        Choices::top_k(Array2::from_shape_vec(all, widened(&scores)).unwrap().view(), shape.k);
     let experts: Vec<i32> = choices.expert_tk.iter().map(|e| *e as i32).collect();
     let gates: Vec<f32> = choices.gate_tk.iter().map(|g| *g as f32).collect();
     let got = run(on, shape, (&experts, &gates), capacity);
@@ -100,9 +102,14 @@ fn rows_of_choices(shape: &RouteShape, experts: &[i32], rows: &Rows) -> Vec<i32>
 #[test]
 fn rows_are_those_of_the_plan() {
     for on in &ORDERS {
-        for (groups, tokens, experts, k) in
-            [(1, 1, 4, 1), (1, 1, 3, 3), (2, 33, 64, 2), (1, 65, 2, 2), (3, 5, 100, 4), (1, 0, 3, 1)]
-        {
+        for (groups, tokens, experts, k) in [
+            (1, 1, 4, 1),
+            (1, 1, 3, 3),
+            (2, 33, 64, 2),
+            (1, 65, 2, 2),
+            (3, 5, 100, 4),
+            (1, 0, 3, 1),
+        ] {
             let shape = RouteShape { groups, tokens, experts, k };
             for capacity in [None, Some(0), Some(1), Some(7), Some(1000)] {
                 check(on, &shape, 11, capacity);

@@ -181,7 +181,8 @@ fn gradients(on: &Emulator, dtype: Dtype, shape: &RouteShape, score: Score, with
     // SAFETY: the addresses are those of the tensors above, which have the sizes of `shape`.
     unsafe { kernels(on).route_backward(dtype, shape, score, &it) }.unwrap();
 
-    let matrix = |columns, values: Vec<f64>| Array2::from_shape_vec((tokens, columns), values).unwrap();
+    let matrix =
+        |columns, values: Vec<f64>| Array2::from_shape_vec((tokens, columns), values).unwrap();
     let chosen = routed.expert.to_i32s().iter().map(|e| *e as usize).collect();
     let dscore = if with_scores { widened(&dscore) } else { vec![0.0; tokens * experts] };
     let fixed = Fixed {
