@@ -157,6 +157,8 @@ static const Entry ENTRIES[] = {
     ENTRY(gather_rows_bf16),
     ENTRY(gather_sum_f32),
     ENTRY(gather_sum_bf16),
+    ENTRY(clear_empty_f32),
+    ENTRY(clear_empty_bf16),
 };
 
 static void (*find(const char *name))(void **) {

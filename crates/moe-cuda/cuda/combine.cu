@@ -70,6 +70,17 @@ __device__ inline void gather_sum(const T *a_nd, const T *b_nd, const float *wei
   }
 }
 
+// Zeros for experts without rows, whose part of a grouped product some libraries leave as it was
+// (pytorch/pytorch#172439). w_e_i holds `each` values per expert.
+template <typename T> __device__ inline void clear_empty(T *w_e_i, const int *end_e, int each) {
+  int e = blockIdx.y, start = e == 0 ? 0 : end_e[e - 1];
+  if (end_e[e] > start) return;
+  int stride = gridDim.x * blockDim.x;
+  T *own = w_e_i + static_cast<long long>(e) * each;
+  for (long long i = blockIdx.x * blockDim.x + threadIdx.x; i < each; i += stride)
+    own[i] = from_float<T>(0.0f);
+}
+
 #define COMBINE(T, name)                                                                             \
   extern "C" __global__ void gather_rows_##name(const T *x_td, const int *token_n, T *x_nd,          \
                                                 const int *rows, int d) {                            \
@@ -79,6 +90,9 @@ __device__ inline void gather_sum(const T *a_nd, const T *b_nd, const float *wei
                                                const int *row_i, const long long *offset_t, int k,   \
                                                T *out_td, int tokens, int d) {                       \
     gather_sum(a_nd, b_nd, weight_n, row_i, offset_t, k, out_td, tokens, d);                         \
+  }                                                                                                  \
+  extern "C" __global__ void clear_empty_##name(T *w_e_i, const int *end_e, int each) {              \
+    clear_empty(w_e_i, end_e, each);                                                                 \
   }
 
 COMBINE(float, f32)

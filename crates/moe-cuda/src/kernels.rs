@@ -434,6 +434,29 @@ impl Kernels<'_> {
         unsafe { self.launch(kernel, form, arguments) }
     }
 
+    /// Zeros for experts without rows: `each` values per expert at `w_ei`, rows end at `end_e`.
+    ///
+    /// # Safety
+    /// As [`Kernels::route`], with the two addresses.
+    ///
+    /// # Errors
+    /// As [`Kernels::route`].
+    pub unsafe fn clear_empty(
+        &self,
+        dtype: Dtype,
+        (w_ei, end_e): (Address, Address),
+        experts: usize,
+        each: usize,
+    ) -> Result<(), CudaError> {
+        limit("experts", experts, 65_535)?;
+        limit("values of an expert", each, i32::MAX as usize)?;
+        let blocks = each.div_ceil(64 * THREADS as usize).clamp(1, 1024);
+        let form = Form { grid: [blocks, experts], block: THREADS, shared_ints: 0 };
+        let kernel = dtype.of("clear_empty_f32", "clear_empty_bf16");
+        // SAFETY: as in `route`.
+        unsafe { self.launch(kernel, form, [w_ei.into(), end_e.into(), int(each).into()]) }
+    }
+
     /// # Safety
     /// The arguments are what the kernel declares, and its addresses are valid until it has run.
     unsafe fn launch<const N: usize>(

@@ -46,6 +46,13 @@ pub const SOURCES: [Source; 4] = [
     Source {
         name: "combine.cu",
         text: include_str!("../cuda/combine.cu"),
-        kernels: &["gather_rows_f32", "gather_rows_bf16", "gather_sum_f32", "gather_sum_bf16"],
+        kernels: &[
+            "gather_rows_f32",
+            "gather_rows_bf16",
+            "gather_sum_f32",
+            "gather_sum_bf16",
+            "clear_empty_f32",
+            "clear_empty_bf16",
+        ],
     },
 ];

@@ -146,6 +146,26 @@ fn rows_go_out_and_come_back() {
     }
 }
 
+/// Experts 0, 2 and 3 have no rows; 1 and 4 keep what they have.
+#[test]
+fn only_experts_without_rows_are_cleared() {
+    for on in &ORDERS {
+        for dtype in DTYPES {
+            let each = 70_000;
+            let values = rounded(dtype, 3, 5 * each);
+            let (mut w_ei, mut end_e) =
+                (Memory::values(dtype, &values), Memory::i32s(&[0, 2, 2, 2, 3]));
+            let addresses = (w_ei.address(), end_e.address());
+            // SAFETY: the addresses are those of the tensors above.
+            unsafe { kernels(on).clear_empty(dtype, addresses, 5, each) }.unwrap();
+            let mut want = widened(&values);
+            want[..each].fill(0.0);
+            want[2 * each..4 * each].fill(0.0);
+            assert_eq!(w_ei.to_values(dtype), want);
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
