@@ -1,0 +1,152 @@
+//! What a trainer trains: a model together with its data.
+//!
+//! Axis letters: `b` batch, `t` tokens.
+
+use crate::evaluate::{EvalPlan, EvalReport, Scored, evaluate};
+use crate::trainer::TrainError;
+use moe_data::{Split, TokenBatch, TokenStream};
+use moe_models::{DecoderLm, LayerTrace, Memory};
+use moe_routers::{ParamStore, RouteCx};
+use std::cell::RefCell;
+use std::fmt::Debug;
+use std::sync::Arc;
+use tch::{Device, Tensor};
+
+/// Which training batch: a function of these two numbers, so that resuming is arithmetic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Draw {
+    /// Seed of the run.
+    pub seed: u64,
+    /// Steps taken before this one.
+    pub step: u64,
+}
+
+/// A model with its data. What its parameters hold lies in the run's [`ParamStore`].
+pub trait Task: Debug {
+    /// The mean loss of a training batch without what routers add to it, a scalar with its graph; and
+    /// one trace per sparse layer.
+    ///
+    /// # Errors
+    /// Data too short for a batch, or a router that refuses.
+    fn loss(&self, draw: Draw, cx: &RouteCx<'_>) -> Result<(Tensor, Vec<LayerTrace>), TrainError>;
+
+    /// Measures the present weights and changes nothing: the same weights give the same report.
+    ///
+    /// # Errors
+    /// A split too short for one batch, or a router that refuses.
+    fn evaluate(&self, plan: &EvalPlan) -> Result<EvalReport, TrainError>;
+
+    /// Lets every router update what no gradient reaches, with the loads of the step just taken.
+    fn after_step(&mut self, traces: &[LayerTrace]);
+
+    /// Parameters that one token uses: all but the experts it does not visit.
+    fn active_params(&self, store: &ParamStore) -> usize;
+
+    /// Tensors beside the weights that the next step depends on, by name; resuming writes into them.
+    fn state(&self) -> Vec<(String, Tensor)> {
+        Vec::new()
+    }
+}
+
+/// Next-token prediction: on windows drawn at random, or, for a model with a memory, on texts side by
+/// side, which begin again without memory after their last stretch.
+#[derive(Debug)]
+pub struct LmTask {
+    model: DecoderLm,
+    data: Arc<TokenStream>,
+    batch: usize,
+    sequence: usize,
+    device: Device,
+    /// The memory after the last step taken.
+    memory: Memory,
+    /// The memory after the loss computed last, until its step is taken.
+    ahead: RefCell<Option<Memory>>,
+}
+
+impl LmTask {
+    /// `model` on batches of `batch` sequences of `sequence` tokens each, on the model's `device`.
+    pub fn new(
+        model: DecoderLm,
+        data: Arc<TokenStream>,
+        (batch, sequence): (usize, usize),
+        device: Device,
+    ) -> Self {
+        let memory = model.no_memory(batch as i64);
+        Self { model, data, batch, sequence, device, memory, ahead: RefCell::default() }
+    }
+
+    /// The training batch, and the memory of the text before it.
+    fn draw(&self, draw: Draw) -> Result<(TokenBatch, Memory), TrainError> {
+        let (batch, sequence) = (self.batch, self.sequence);
+        if !self.model.remembers() {
+            let batch = self.data.train_batch(draw.seed, draw.step, batch, sequence)?;
+            return Ok((batch, Memory::default()));
+        }
+        let texts = self.data.side_by_side(Split::Train, batch, sequence)?;
+        let index = (draw.step % texts.stretches() as u64) as usize;
+        let memory = match index {
+            0 => self.model.no_memory(batch as i64),
+            _ => self.memory.shallow_clone(),
+        };
+        Ok((texts.stretch(index), memory))
+    }
+
+    /// Scores the batches of an evaluation, each after what `memory` says was before it.
+    fn score(
+        &self,
+        plan: &EvalPlan,
+        batches: impl Iterator<Item = TokenBatch>,
+        mut memory: Memory,
+    ) -> Result<EvalReport, TrainError> {
+        evaluate(plan, batches.map(|batch| self.to_device(&batch)), |[x_bt, y_bt], cx| {
+            let (loss, traces) = self.model.loss_after(&mut memory, x_bt, y_bt, cx)?;
+            Ok(Scored { loss, count: y_bt.numel(), traces })
+        })
+    }
+
+    /// A host batch of token ids and targets on the device, each `[b, t]`.
+    fn to_device(&self, batch: &TokenBatch) -> [Tensor; 2] {
+        [&batch.x_bt, &batch.y_bt].map(|ids| {
+            let values: Vec<i64> = ids.iter().copied().collect();
+            let shape = [ids.nrows() as i64, ids.ncols() as i64];
+            Tensor::from_slice(&values).view(shape).to_device(self.device)
+        })
+    }
+}
+
+impl Task for LmTask {
+    fn loss(&self, draw: Draw, cx: &RouteCx<'_>) -> Result<(Tensor, Vec<LayerTrace>), TrainError> {
+        let (batch, mut memory) = self.draw(draw)?;
+        let [x_bt, y_bt] = self.to_device(&batch);
+        let loss = self.model.loss_after(&mut memory, &x_bt, &y_bt, cx)?;
+        self.ahead.replace(Some(memory));
+        Ok(loss)
+    }
+
+    fn evaluate(&self, plan: &EvalPlan) -> Result<EvalReport, TrainError> {
+        let (batch, sequence) = (self.batch, self.sequence);
+        if !self.model.remembers() {
+            let batches = self.data.eval_batches(plan.split, batch, sequence)?;
+            return self.score(plan, batches, Memory::default());
+        }
+        let texts = self.data.side_by_side(plan.split, batch, sequence)?;
+        let stretches = (0..texts.stretches()).map(|index| texts.stretch(index));
+        self.score(plan, stretches, self.model.no_memory(batch as i64))
+    }
+
+    fn after_step(&mut self, traces: &[LayerTrace]) {
+        if let Some(memory) = self.ahead.take() {
+            self.memory.copy_from(&memory);
+        }
+        self.model.after_step(traces);
+    }
+
+    fn active_params(&self, store: &ParamStore) -> usize {
+        self.model.active_params(store)
+    }
+
+    fn state(&self) -> Vec<(String, Tensor)> {
+        let blocks = self.memory.blocks().iter().enumerate();
+        blocks.map(|(index, block)| (format!("memory.{index}"), block.shallow_clone())).collect()
+    }
+}
