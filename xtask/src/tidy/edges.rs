@@ -12,7 +12,17 @@ const EDGES: [(&str, &[&str]); 13] = [
     ("moe-cuda-emulator", &["moe-cuda", "moe-core"]),
     ("moe-torch-sys", &["moe-kernels", "moe-cuda", "moe-cuda-emulator"]),
     ("moe-routers", &["moe-core"]),
-    ("moe-models", &["moe-core", "moe-kernels", "moe-routers", "moe-torch-sys"]),
+    (
+        "moe-models",
+        &[
+            "moe-core",
+            "moe-cuda",
+            "moe-cuda-emulator",
+            "moe-kernels",
+            "moe-routers",
+            "moe-torch-sys",
+        ],
+    ),
     ("moe-conform", &["moe-core", "moe-routers"]),
     ("moe-train", &["moe-core", "moe-data", "moe-routers", "moe-models", "moe-torch-sys"]),
     (

@@ -127,7 +127,7 @@ pub fn candidates(bank: &Bank, pass: Pass) -> Result<Vec<Candidate>> {
         return Ok(vec![route(bank)?]);
     }
     let mut found = Vec::new();
-    for exec in ExpertExec::ALL {
+    for exec in ExpertExec::on(bank.x_gtd.device()) {
         found.push(candidate(bank, pass, exec, exec.name())?);
     }
     Ok(found)
