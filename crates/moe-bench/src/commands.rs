@@ -5,15 +5,16 @@
     reason = "a command line tool talks to its terminal"
 )]
 
-use crate::cli::{CompareArgs, EvalArgs, PapersArgs, SpeedArgs, SplitArg, TrainArgs};
+use crate::cli::{CompareArgs, DataAction, EvalArgs, PapersArgs, SpeedArgs, SplitArg, TrainArgs};
 use crate::compare::{Comparison, default_out};
 use crate::environment::{environment, hardware_threads};
 use crate::error::Misuse;
 use crate::recipe::Recipe;
 use crate::results::Results;
 use crate::run::{Event, Outcome, RunDir, load, prepare};
+use crate::say::say;
 use crate::table::{Style, render};
-use crate::{papers, worker};
+use crate::{data, papers, worker};
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use moe_data::Split;
@@ -27,12 +28,12 @@ use tch::{Device, Kind, Tensor};
 /// An unknown name.
 pub fn papers(args: &PapersArgs) -> Result<()> {
     match &args.name {
-        _ if args.markdown => print!("{}", papers::page()),
+        _ if args.markdown => say(&papers::page())?,
         Some(name) => {
             let paper = moe_routers::paper(name).map_err(|e| Misuse::new(e.to_string()))?;
-            print!("{}", papers::entry(paper));
+            say(&papers::entry(paper).to_string())?;
         }
-        None => println!("{}", papers::list()),
+        None => say(&format!("{}\n", papers::list()))?,
     }
     Ok(())
 }
@@ -56,6 +57,9 @@ pub fn speed(args: &SpeedArgs) -> Result<()> {
 /// # Errors
 /// A recipe, data or directory that cannot be used, or a step that cannot be taken.
 pub fn train(args: &TrainArgs) -> Result<()> {
+    if args.dry_run {
+        return crate::dry_run::dry_run(args);
+    }
     let stop = worker::stop_flag()?;
     let device = args.machine.ready()?;
     let recipe = Recipe::read(&args.recipe, &args.sets)?;
@@ -200,6 +204,29 @@ pub fn report(dir: &Path) -> Result<()> {
     println!("{}", render(&results, Style::Terminal));
     println!("{}", dir.join("report.html").display());
     Ok(())
+}
+
+/// `moe data`.
+///
+/// # Errors
+/// A set that no registry carries, or one that could not be fetched.
+pub fn data(action: &DataAction) -> Result<()> {
+    let text = match action {
+        DataAction::List => data::list()?,
+        DataAction::Fetch { name } => {
+            let place = data::fetch(data::find(name)?, &data::cache()?)?;
+            format!("{}\n", place.display())
+        }
+    };
+    Ok(say(&text)?)
+}
+
+/// `moe schema`.
+///
+/// # Errors
+/// Standard output that cannot be written.
+pub fn schema() -> Result<()> {
+    Ok(say(&crate::schema::schema())?)
 }
 
 /// `moe doctor`.

@@ -23,23 +23,26 @@
 use crate::error::Misuse;
 use crate::method::MethodRecipe;
 use moe_core::{CapacityPolicy, CapacityRule, DropOrder, Limit};
-use moe_data::{Corpus, TokenStream, TokenizerSpec};
+use moe_data::{Corpus, DataError, MAX_BATCH_TOKENS, TokenStream, TokenizerSpec};
 use moe_models::{LmConfig, LossWeights};
 use moe_routers::Tie;
 use moe_routers::config::Part;
 use moe_train::TrainConfig;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Everything that decides a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
     /// Seed of weights, data order and noise.
     pub seed: u64,
-    /// The router.
+    /// The router: a name, `name:preset`, or a table with `name`, `preset` and settings.
+    #[schemars(schema_with = "crate::schema::router_schema")]
     pub router: MethodRecipe,
-    /// How a layer's output enters the stream.
+    /// How a layer's output enters the stream, written like the router.
+    #[schemars(schema_with = "crate::schema::residual_schema")]
     pub residual: MethodRecipe,
     /// Room of the experts; absent leaves the router's own rule.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,7 +73,7 @@ impl Default for Recipe {
 }
 
 /// Which text, cut into which tokens.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataRecipe {
     /// A built-in name, a text file, or a directory in WikiText layout.
@@ -91,8 +94,11 @@ impl DataRecipe {
     /// # Errors
     /// A source that cannot be read, or that its tokeniser cannot cut.
     pub fn open(&self) -> Result<TokenStream, Misuse> {
-        let corpus = Corpus::open(&self.source).map_err(|e| Misuse::recipe("data.source", e))?;
-        TokenStream::new(&corpus, &self.tokenizer).map_err(|e| Misuse::recipe("data.tokenizer", e))
+        let refused = |key: &'static str| {
+            move |error: DataError| Misuse::recipe(key, format!("{:#}", anyhow::Error::from(error)))
+        };
+        let corpus = Corpus::open(&self.source).map_err(refused("data.source"))?;
+        TokenStream::new(&corpus, &self.tokenizer).map_err(refused("data.tokenizer"))
     }
 }
 
@@ -108,7 +114,7 @@ impl DataRecipe {
 }
 
 /// Room of the experts in a recipe.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CapacityRecipe {
     /// Capacity factor; together with `rule` it gives the rows of an expert in a group.
@@ -197,6 +203,14 @@ impl Recipe {
         if sequence > context {
             let reason = format!("{sequence} exceeds model.context = {context}");
             return Err(Misuse::recipe("train.sequence", reason));
+        }
+        let tokens = self.train.batch.checked_mul(self.train.sequence);
+        if tokens.is_none_or(|tokens| tokens > MAX_BATCH_TOKENS) {
+            let reason = format!(
+                "{} times train.sequence = {sequence} is above {MAX_BATCH_TOKENS} tokens",
+                self.train.batch
+            );
+            return Err(Misuse::recipe("train.batch", reason));
         }
         let experts = self.model.experts as usize;
         let (router, heads) = (self.tied_router()?.router()?, self.model.heads as usize);

@@ -110,6 +110,8 @@ pub fn prepare(recipe: &Recipe, device: Device) -> Result<Prepared> {
     let recipe = recipe.resolved()?;
     recipe.check()?;
     let data = Arc::new(recipe.data.open()?);
+    // Refuses what could not even be numbered, before libtorch is asked for it.
+    crate::estimate::estimate(&recipe, data.vocab_size(), 0)?;
     let store = ParamStore::new(recipe.seed, device, Kind::Float);
     let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
     let rules = Rules {

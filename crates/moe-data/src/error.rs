@@ -142,6 +142,17 @@ pub enum DataError {
         problem: String,
     },
 
+    /// A table or a list of labelled lines that does not have its form.
+    #[error("`{place}`{}: {problem}", if *line == 0 { String::new() } else { format!(", line {line}") })]
+    Table {
+        /// The file.
+        place: String,
+        /// The line, counted from 1; 0 for the whole file.
+        line: u64,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
+
     /// The BPE library failed on text that was checked before.
     #[error("the BPE tokeniser failed")]
     Bpe(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -41,13 +41,15 @@ mod read;
 mod spec;
 mod split;
 mod stream;
+mod table;
 mod tokenizer;
 
-pub use batch::{SideBySide, TokenBatch};
+pub use batch::{MAX_BATCH_TOKENS, SideBySide, TokenBatch};
 pub use builtin::BUILTIN_CORPORA;
 pub use corpus::Corpus;
 pub use error::DataError;
 pub use spec::{DEFAULT_MIN_COUNT, TokenizerSpec};
 pub use split::Split;
 pub use stream::TokenStream;
+pub use table::{LabelledTexts, TableSpec};
 pub use tokenizer::{BpeTokenizer, Tokenizer, WordTokenizer};

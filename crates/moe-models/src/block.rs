@@ -221,7 +221,10 @@ impl FeedForward {
             return Self::Dense(Experts::new(&params.child("dense"), shape, ExpertExec::Loop));
         };
         let experts = rules.router.bank(config.experts as usize) as i64;
-        let exec = ExpertExec::best(params.device(), params.kind());
+        let exec = match params.is_sketch() {
+            true => ExpertExec::Loop, // which packs no weights
+            false => ExpertExec::best(params.device(), params.kind()),
+        };
         let shape = shape(experts, config.hidden_of_expert(rules.router), config.activation);
         Self::Sparse(MoeLayer {
             index,

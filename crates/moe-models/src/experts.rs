@@ -14,11 +14,12 @@ mod padded;
 use moe_routers::{Params, TensorPlan};
 use moe_torch_sys::cuda::CudaBank;
 use moe_torch_sys::fused::{BankTensors, FusedBank};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 /// Nonlinearity of an expert.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Activation {
     /// `max(0, x)`, two matrices.

@@ -15,11 +15,12 @@ use moe_core::{CapacityPolicy, RouteError};
 use moe_routers::norm::TorchNorm;
 use moe_routers::residual::{Carried, LN_EPS, PlainConfig};
 use moe_routers::{Norm, ParamStore, Residual, ResidualConfig, RouteCx, RouterConfig};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 /// Which tokens compete for experts' room and share a balance loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RoutingGroup {
     /// All tokens of the batch: what Switch, GShard and their kin do on one device.
@@ -29,7 +30,7 @@ pub enum RoutingGroup {
 }
 
 /// Sizes and layout.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LmConfig {
     /// Model width `d`.
@@ -116,6 +117,9 @@ pub struct ModelError {
     pub reason: String,
 }
 
+/// Deeper than any model that was trained, and still quickly laid out.
+const MOST_LAYERS: i64 = 4096;
+
 impl LmConfig {
     /// Refuses sizes that do not go together.
     ///
@@ -138,6 +142,9 @@ impl LmConfig {
         let most = 1 << 24;
         if let Some((key, value)) = positive.into_iter().find(|(_, v)| !(1..=most).contains(v)) {
             return error(key, format!("{value} is outside 1..={most}"));
+        }
+        if self.layers > MOST_LAYERS {
+            return error("layers", format!("{} is outside 1..={MOST_LAYERS}", self.layers));
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return error("dropout", format!("{} is outside 0..1", self.dropout));

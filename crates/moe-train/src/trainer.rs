@@ -10,13 +10,14 @@ use moe_data::{DataError, Split};
 use moe_models::LayerTrace;
 use moe_routers::{ParamStore, Phase, RouteCx, SeededNoise};
 use moe_torch_sys::ShimError;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Instant;
 use tch::Tensor;
 
 /// How to train.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// Optimiser steps.
