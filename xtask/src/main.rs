@@ -88,6 +88,8 @@ fn run(action: Action) -> Result<u8> {
 fn setup(workspace: &Workspace, env: &Env, force: bool) -> Result<u8> {
     let view = libtorch::setup::set_up(workspace, env, force)?;
     println!("libtorch {} is in place: {}", libtorch::VERSION, view.display());
+    let compiler = libtorch::nvrtc::set_up(workspace, env, force)?;
+    println!("NVRTC is in place: {}", compiler.display());
     Ok(0)
 }
 

@@ -66,6 +66,11 @@ impl Workspace {
         self.root.join(".libtorch")
     }
 
+    /// The link to the run-time compiler for CUDA.
+    pub(crate) fn nvrtc(&self) -> PathBuf {
+        self.root.join(".nvrtc")
+    }
+
     /// The directory of the shared libraries at run time.
     pub(crate) fn libtorch_run(&self) -> PathBuf {
         self.libtorch().join("run")

@@ -7,11 +7,13 @@
 //!
 //! Axis letters: `n` rows sorted by expert, `d` width, `h` hidden width, `e` experts.
 
+mod cuda;
 mod fused;
 mod padded;
 
 use moe_routers::{Params, TensorPlan};
-use moe_torch_sys::fused::FusedBank;
+use moe_torch_sys::cuda::CudaBank;
+use moe_torch_sys::fused::{BankTensors, FusedBank};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -56,22 +58,33 @@ pub enum ExpertExec {
     Fused,
     /// The same with products of `bf16` values, sums and parameters in `f32`.
     FusedBf16,
+    /// libtorch's grouped matmul and kernels of this workspace around it, without a host round trip. `bf16`
+    /// on a GPU; experts with biases run as [`ExpertExec::Grouped`]. Not yet run on a GPU.
+    Cuda,
     /// One batched matmul, every expert padded to the busiest one's rows. Reads the largest load back
     /// to the host; wasteful where loads are uneven.
     Padded,
 }
 
 impl ExpertExec {
-    /// Every way, for parity tests and measurements.
+    /// Every way that a CPU has, for parity tests and measurements.
     pub const ALL: [Self; 5] =
         [Self::Loop, Self::Grouped, Self::Padded, Self::Fused, Self::FusedBf16];
+
+    /// Every way that this device has.
+    pub fn on(device: Device) -> Vec<Self> {
+        match device {
+            Device::Cuda(_) => vec![Self::Loop, Self::Grouped, Self::Padded, Self::Cuda],
+            _ => Self::ALL.to_vec(),
+        }
+    }
 
     /// The fastest exact way for parameters of this kind on this device, as measured
     /// (`docs/performance.md`).
     pub fn best(device: Device, kind: Kind) -> Self {
         match (device, kind) {
             (Device::Cpu, Kind::Float) => Self::Fused,
-            (Device::Cuda(_), Kind::BFloat16) => Self::Grouped,
+            (Device::Cuda(_), Kind::BFloat16) => Self::Cuda,
             _ => Self::Loop,
         }
     }
@@ -81,6 +94,7 @@ impl ExpertExec {
         match self {
             Self::Loop => "loop",
             Self::Grouped => "grouped",
+            Self::Cuda => "cuda",
             Self::Padded => "padded",
             Self::Fused => "fused",
             Self::FusedBf16 => "fused-bf16",
@@ -116,6 +130,7 @@ pub struct Experts {
     activation: Activation,
     exec: ExpertExec,
     fused: Option<FusedBank>,
+    cuda: Option<CudaBank>,
 }
 
 /// One expert's weights, views into the bank.
@@ -141,6 +156,7 @@ impl Experts {
             activation,
             exec: ExpertExec::Loop,
             fused: None,
+            cuda: None,
         };
         bank.with_exec(exec)
     }
@@ -165,8 +181,9 @@ impl Experts {
 
     /// Carries out a plan: dispatch, experts, combine. `[g, t, d] -> [g, t, d]`.
     pub fn execute(&self, x_gtd: &Tensor, plan: &TensorPlan) -> Tensor {
-        match (&self.fused, plan) {
-            (Some(bank), TensorPlan::Sparse(rows)) => self.execute_fused(bank, x_gtd, rows),
+        match (&self.fused, &self.cuda, plan) {
+            (Some(bank), _, TensorPlan::Sparse(rows)) => self.execute_fused(bank, x_gtd, rows),
+            (_, Some(bank), TensorPlan::Sparse(rows)) => self.execute_cuda(bank, x_gtd, rows),
             _ => plan.combine(&self.forward(&plan.dispatch(x_gtd), &plan.load_e())),
         }
     }
@@ -180,7 +197,7 @@ impl Experts {
     /// has. `[n, d] -> [n, d]`.
     pub fn forward(&self, x_nd: &Tensor, load_e: &Tensor) -> Tensor {
         match self.exec {
-            ExpertExec::Grouped => self.forward_grouped(x_nd, load_e),
+            ExpertExec::Grouped | ExpertExec::Cuda => self.forward_grouped(x_nd, load_e),
             ExpertExec::Padded => self.forward_padded(x_nd, load_e),
             _ if self.count() == 1 => self.dense(x_nd),
             // The fused kernels take plans; rows without one are products like any others.
@@ -202,6 +219,17 @@ impl Experts {
             activation: self.activation,
             exec,
             fused: self.fused_bank(exec),
+            cuda: self.cuda_bank(exec),
+        }
+    }
+
+    fn bank_tensors(&self) -> BankTensors<'_> {
+        BankTensors {
+            w1_ehd: &self.w1_ehd,
+            gate_ehd: self.gate_ehd.as_ref(),
+            w2_edh: &self.w2_edh,
+            b1_eh: self.b1_eh.as_ref(),
+            b2_ed: self.b2_ed.as_ref(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Laws of experts, layers and the language model.
 
+use moe_cuda_emulator::Emulator;
 use moe_models::{
     Activation, DecoderLm, ExpertExec, ExpertShape, Experts, LmConfig, Norm, RoutingGroup, Rules,
 };
@@ -9,6 +10,7 @@ use moe_routers::tolerance::tolerance;
 use moe_routers::{
     ParamStore, Phase, Role, RouteCx, SeededNoise, Settings, router_config, routers,
 };
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 const ACTIVATIONS: [Activation; 4] =
@@ -40,8 +42,12 @@ fn plan() -> TensorPlan {
 
 /// Output and all gradients of one way to run the experts.
 fn run(exec: ExpertExec, shape: ExpertShape) -> Vec<Tensor> {
+    run_as(shape, |experts| experts.with_exec(exec))
+}
+
+fn run_as(shape: ExpertShape, way: impl Fn(&Experts) -> Experts) -> Vec<Tensor> {
     let store = ParamStore::new(1, Device::Cpu, Kind::Float);
-    let experts = Experts::new(&store.root(), shape, exec);
+    let experts = way(&Experts::new(&store.root(), shape, ExpertExec::Loop));
     let (x_gtd, plan) = (values("x", &[2, 12, 16]).set_requires_grad(true), plan());
     let y_gtd = experts.execute(&x_gtd, &plan);
     y_gtd.sin().square().sum(Kind::Float).backward();
@@ -69,6 +75,30 @@ fn every_way_of_running_experts_gives_the_same_numbers() {
             }
         }
     }
+}
+
+/// The path of a GPU, its kernels run by the emulator.
+#[test]
+fn experts_on_a_gpu_give_the_same_numbers_as_a_loop() {
+    for activation in ACTIVATIONS {
+        let shape = shape(activation, false);
+        let wanted = run(ExpertExec::Loop, shape);
+        let emulator = Arc::new(Emulator::default());
+        let found = run_as(shape, |experts| experts.with_launcher(emulator.clone()));
+        for (i, (a, b)) in wanted.iter().zip(&found).enumerate() {
+            let (off, limit) = (worst_share(a, b), tolerance(Kind::Float).gradient);
+            assert!(off < limit, "{activation:?}, tensor {i}: {off}");
+        }
+    }
+}
+
+#[test]
+fn a_gpu_has_its_own_way_and_no_other_device_does() {
+    let (gpu, cpu) = (Device::Cuda(0), Device::Cpu);
+    assert_eq!(ExpertExec::best(gpu, Kind::BFloat16), ExpertExec::Cuda);
+    assert!(ExpertExec::on(gpu).contains(&ExpertExec::Cuda));
+    assert!(!ExpertExec::on(gpu).contains(&ExpertExec::Fused));
+    assert!(!ExpertExec::on(cpu).contains(&ExpertExec::Cuda));
 }
 
 /// `E(x) = relu(x W1^T + b1) W2^T + b2` with `x = (1, 2)`, `W1 = [[1, 1], [-1, 0]]`, `b1 = (0, 5)`,

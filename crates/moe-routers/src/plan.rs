@@ -9,7 +9,7 @@
 use crate::convert::{to_host, to_host_i64, to_host1};
 use crate::order::largest;
 use moe_core::{DropOrder, Plan, PlanError, SoftPlan, SparsePlan};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Who computes what, with which weight.
 #[derive(Debug)]
@@ -126,7 +126,7 @@ impl ChoicesGtk {
         let expert_n = self.expert_gtk.flatten(0, -1).index_select(0, &choice_n);
         let queue_n = expert_n * groups + choice_n.divide_scalar_mode(tokens * k, "floor");
         let row_n = queue_n.argsort_stable(true, 0, false);
-        let length_eg = queue_n.bincount(None::<Tensor>, experts * groups);
+        let length_eg = counts(&queue_n, experts * groups);
         let place_n = places(&queue_n, &row_n, &length_eg);
         (choice_n.index_select(0, &row_n), place_n, length_eg)
     }
@@ -177,6 +177,21 @@ fn by_falling(score_gt: &Tensor) -> Tensor {
     score_gt.detach().argsort_stable(true, -1, true)
 }
 
+/// How often each number below `bins` occurs, `[n] -> [bins]`, int64.
+fn counts(number_n: &Tensor, bins: i64) -> Tensor {
+    match number_n.device() {
+        Device::Cpu => number_n.bincount(None::<Tensor>, bins),
+        _ => scattered_counts(number_n, bins),
+    }
+}
+
+/// The same without asking the device for the largest number, as `bincount` does, which makes the host
+/// wait. Whole numbers add up to the same in any order.
+fn scattered_counts(number_n: &Tensor, bins: i64) -> Tensor {
+    let zeros = Tensor::zeros([bins], (Kind::Int64, number_n.device()));
+    zeros.scatter_add(0, number_n, &number_n.ones_like())
+}
+
 /// Place of each sorted row in its queue: its index less the index at which the queue starts.
 fn places(queue_n: &Tensor, row_n: &Tensor, length_q: &Tensor) -> Tensor {
     let start_q = length_q.cumsum(0, Kind::Int64) - length_q;
@@ -219,7 +234,7 @@ impl SparseRows {
 
     /// How many experts read each token, `[g * t]`, int64.
     fn rows_per_token(&self) -> Tensor {
-        self.token_n.bincount(None::<Tensor>, self.groups * self.tokens)
+        counts(&self.token_n, self.groups * self.tokens)
     }
 
     fn to_host(&self) -> Result<Vec<Plan>, PlanError> {
@@ -322,6 +337,19 @@ impl TensorPlan {
         match self {
             Self::Sparse(rows) => rows.to_host(),
             Self::Soft(slots) => Ok(slots.to_host()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_to_count_agree() {
+        for numbers in [vec![], vec![3], vec![0, 4, 4, 1, 4, 0]] {
+            let number_n = Tensor::from_slice::<i64>(&numbers);
+            assert_eq!(counts(&number_n, 6), scattered_counts(&number_n, 6));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The shim's functions as C declares them, and what all callers share.
 #![expect(unsafe_code, reason = "declarations of the shim, and its text coming back")]
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
@@ -67,6 +67,7 @@ unsafe extern "C" {
         eps: f64,
         grad_scale: *mut C_tensor,
     ) -> *mut c_char;
+    pub(crate) fn moe_current_stream(device: c_int, stream: *mut *mut c_void) -> *mut c_char;
     pub(crate) fn moe_own_grad(leaf: *mut C_tensor, grad: *mut *mut C_tensor) -> *mut c_char;
     pub(crate) fn moe_set_deterministic(on: bool) -> *mut c_char;
 }

@@ -1,11 +1,13 @@
 //! What libtorch offers and `tch` does not expose: steps of the autograd graph written in Rust
-//! ([`graph`]) and the fused experts as such a step ([`fused`]), the fused optimiser ([`optimizer`]), the deterministic mode ([`determinism`]), the allocator's
-//! settings ([`memory`]), and CUDA at run time.
+//! ([`graph`]) and the fused experts as such a step, on a CPU ([`fused`]) and on a GPU ([`cuda`]), the
+//! fused optimiser ([`optimizer`]), the deterministic mode ([`determinism`]), the allocator's settings
+//! ([`memory`]), and CUDA at run time.
 //!
 //! Binaries of this workspace link the CPU part of libtorch only; if the
 //! libtorch they find has a CUDA part, [`load_cuda`] loads it into the process, and libtorch's own
 //! registration makes the devices known. One binary serves both kinds of machine.
 
+pub mod cuda;
 pub mod determinism;
 mod ffi;
 pub mod fused;

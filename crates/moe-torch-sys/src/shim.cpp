@@ -4,6 +4,7 @@
 #include <ATen/Context.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -126,6 +127,16 @@ char *moe_attach(Tensor *output, Tensor *const *inputs, size_t count, moe_backwa
     Tensor result = output->detach();
     torch::autograd::set_history(result, node);
     *attached = new Tensor(std::move(result));
+  });
+}
+
+// The stream that libtorch uses now on a CUDA device, as the driver knows it. Without a CUDA part in the
+// process there is none, and libtorch says so.
+char *moe_current_stream(int device, void **stream) {
+  return guarded([&] {
+    c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
+    c10::Device at(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device));
+    *stream = cuda.getStream(at).native_handle();
   });
 }
 

@@ -11,7 +11,7 @@ use crate::env::Env;
 use crate::libtorch::cache::Cache;
 use crate::libtorch::manifest::Manifest;
 use crate::libtorch::origin::Origin;
-use crate::libtorch::{assemble, version, view};
+use crate::libtorch::{assemble, nvrtc, version, view};
 use crate::problem::Problem;
 use crate::progress::{self, size};
 use crate::workspace::Workspace;
@@ -38,6 +38,12 @@ fn look_at_wish(report: &mut Report, workspace: &Workspace, env: &Env) {
         Err(error) => Err(error),
     };
     report.either("asked for", opened.map_err(into_problem));
+}
+
+/// Looks at the run-time compiler for CUDA, which tests need.
+pub(crate) fn look_at_nvrtc(report: &mut Report, workspace: &Workspace, env: &Env) {
+    let found = nvrtc::found(workspace, env).map_err(into_problem);
+    report.either("NVRTC", found.map(|place| place.display().to_string()));
 }
 
 fn version_of(place: &Path) -> Result<String, Problem> {

@@ -14,6 +14,7 @@ pub(crate) fn run(workspace: &Workspace, env: &Env) -> bool {
     let mut report = Report::default();
     tools::look(&mut report, workspace, env);
     let run = libtorch::look(&mut report, workspace, env);
+    libtorch::look_at_nvrtc(&mut report, workspace, env);
     machine::look(&mut report, run.as_deref());
     libtorch::look_at_cache(&mut report, env);
     print!("{}", report.text());

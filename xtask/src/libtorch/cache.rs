@@ -61,6 +61,11 @@ impl Cache {
         self.root.join(format!("libtorch-{VERSION}-linux-x86_64"))
     }
 
+    /// The downloaded run-time compiler for CUDA.
+    pub(crate) fn nvrtc(&self) -> PathBuf {
+        self.root.join(format!("nvrtc-{}-linux-x86_64", super::nvrtc::VERSION))
+    }
+
     /// The views of libtorches that are not ours.
     pub(crate) fn views(&self) -> PathBuf {
         self.root.join("views")

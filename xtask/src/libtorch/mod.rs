@@ -9,6 +9,7 @@
 pub(crate) mod assemble;
 pub(crate) mod cache;
 pub(crate) mod manifest;
+pub(crate) mod nvrtc;
 pub(crate) mod origin;
 pub(crate) mod pip;
 pub(crate) mod setup;

@@ -43,12 +43,21 @@ pub(crate) fn version(pip: &Pip) -> Option<String> {
     output.status.success().then(|| words.join(" "))
 }
 
+/// What is downloaded, as messages say it.
+#[derive(Debug, Clone)]
+pub(crate) struct What {
+    /// Name and version.
+    pub(crate) name: String,
+    /// The ways that need no pip, one a line.
+    pub(crate) by_hand: String,
+}
+
 /// Downloads wheels into a directory.
-pub(crate) fn download(env: &Env, wheels: &[Wheel], dir: &Path) -> Result<()> {
+pub(crate) fn download(env: &Env, what: &What, wheels: &[Wheel], dir: &Path) -> Result<()> {
     let Some(pip) = find(env) else {
         return problem(
             format!("no pip: neither `{} -m pip` nor pip3 nor pip starts", env.python()),
-            format!("apt-get install python3-pip   (Debian, Ubuntu)\n{}", by_hand()),
+            format!("apt-get install python3-pip   (Debian, Ubuntu)\n{}", what.by_hand),
         );
     };
     // pip downloads to its own temporary directory first; here its growth can be seen, and it goes
@@ -59,10 +68,10 @@ pub(crate) fn download(env: &Env, wheels: &[Wheel], dir: &Path) -> Result<()> {
     command.env("TMPDIR", &temporary);
     let (mut child, reader) =
         pipe::start(command).with_context(|| format!("starting {}", pip.join(" ")))?;
-    let bar = progress::bytes(&format!("downloading libtorch {VERSION}"), total_size(wheels));
+    let bar = progress::bytes(&format!("downloading {}", what.name), total_size(wheels));
     let said = watch(reader, dir, &bar);
     bar.finish_and_clear();
-    if child.wait()?.success() { Ok(()) } else { explain(&pip, &said) }
+    if child.wait()?.success() { Ok(()) } else { explain(&pip, what, &said) }
 }
 
 fn command(pip: &Pip) -> Command {
@@ -122,7 +131,7 @@ fn gather(dir: &Path, largest: &mut BTreeMap<OsString, u64>) {
     }
 }
 
-fn explain(pip: &Pip, said: &str) -> Result<()> {
+fn explain(pip: &Pip, what: &What, said: &str) -> Result<()> {
     if said.contains("No space left on device") {
         return Err(std::io::Error::from(std::io::ErrorKind::StorageFull).into());
     }
@@ -131,8 +140,8 @@ fn explain(pip: &Pip, said: &str) -> Result<()> {
         pip.join(" ")
     );
     problem(
-        format!("pip could not download libtorch {VERSION}; its last lines:\n{}", last_lines(said)),
-        format!("{again}\n{}", by_hand()),
+        format!("pip could not download {}; its last lines:\n{}", what.name, last_lines(said)),
+        format!("{again}\n{}", what.by_hand),
     )
 }
 
@@ -142,12 +151,13 @@ fn last_lines(said: &str) -> String {
     shown.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
 }
 
-/// The ways that need no pip.
-pub(crate) fn by_hand() -> String {
-    format!(
+/// libtorch, as it is downloaded.
+pub(crate) fn libtorch() -> What {
+    let by_hand = format!(
         "LIBTORCH=/path/to/libtorch cargo xtask setup   (a libtorch {VERSION} that is here already)\n\
          LIBTORCH_USE_PYTORCH=1 cargo xtask setup   (a Python with torch {VERSION})"
-    )
+    );
+    What { name: format!("libtorch {VERSION}"), by_hand }
 }
 
 #[cfg(test)]
@@ -177,7 +187,7 @@ mod tests {
     #[test]
     fn a_failure_shows_the_last_lines() {
         let said: String = (0..40).map(|line| format!("line {line}\n\n")).collect();
-        let error = explain(&vec!["pip3"], &said).unwrap_err().to_string();
+        let error = explain(&vec!["pip3"], &libtorch(), &said).unwrap_err().to_string();
         assert!(!error.contains("line 27\n") && error.contains("    line 28\n"), "{error}");
         assert!(error.contains("    line 39\n  mend: cargo xtask setup"), "{error}");
         assert!(error.contains("mend: LIBTORCH=/path/to/libtorch cargo xtask setup"), "{error}");
@@ -185,8 +195,8 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_known_by_what_pip_says() {
-        let error =
-            explain(&vec!["pip3"], "OSError: [Errno 28] No space left on device").unwrap_err();
+        let said = "OSError: [Errno 28] No space left on device";
+        let error = explain(&vec!["pip3"], &libtorch(), said).unwrap_err();
         let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
         assert_eq!(kind, Some(std::io::ErrorKind::StorageFull));
     }

@@ -28,7 +28,7 @@ pub(crate) fn set_up(workspace: &Workspace, env: &Env, force: bool) -> Result<Pa
         None => kept(&link)?.map_or_else(|| download(env, force), Ok)?,
     };
     view::point(&link, &view)?;
-    if let Some(link) = link_beside_target(workspace)? {
+    if let Some(link) = link_beside_target(workspace, "libtorch")? {
         view::point(&link, &view)?;
     }
     Ok(view)
@@ -58,7 +58,7 @@ fn shows(place: &Path, tree: &Tree) -> bool {
 fn kept(link: &Path) -> Result<Option<PathBuf>> {
     let Ok(view) = fs::read_link(link) else { return Ok(None) };
     if Manifest::is_in(&view) {
-        return Ok(assemble::in_order(&view)?.then_some(view));
+        return Ok(assemble::in_order(&view, view::flaw)?.then_some(view));
     }
     Ok(match view::flaw(&view) {
         None => Some(view),
@@ -70,29 +70,39 @@ fn kept(link: &Path) -> Result<Option<PathBuf>> {
 }
 
 fn download(env: &Env, force: bool) -> Result<PathBuf> {
-    require_platform(OS, ARCH)?;
-    let fetch = |wheels: &[wheels::Wheel], dir: &Path| pip::download(env, wheels, dir);
-    let source = Source { wheels: &wheels::WHEELS, unpacked: wheels::UNPACKED_SIZE, fetch: &fetch };
-    assemble::provide(&Cache::of(env)?, &source, force)
+    require_platform(OS, ARCH, &pip::libtorch())?;
+    let (cache, what) = (Cache::of(env)?, pip::libtorch());
+    let source = Source {
+        place: cache.libtorch(),
+        complete: assemble::complete,
+        flaw: view::flaw,
+        wheels: &wheels::WHEELS,
+        unpacked: wheels::UNPACKED_SIZE,
+        fetch: &|wheels, dir| pip::download(env, &what, wheels, dir),
+        what: what.clone(),
+    };
+    assemble::provide(&cache, &source, force)
 }
 
-fn require_platform(os: &str, arch: &str) -> Result<()> {
+/// Fails where there are no wheels for the machine.
+pub(crate) fn require_platform(os: &str, arch: &str, what: &pip::What) -> Result<()> {
     match (os, arch) {
         ("linux", "x86_64") => Ok(()),
         _ => problem(
             format!(
-                "setup downloads libtorch for linux on x86_64 only, and this is {os} on {arch}"
+                "setup downloads {} for linux on x86_64 only, and this is {os} on {arch}",
+                what.name
             ),
-            pip::by_hand(),
+            &what.by_hand,
         ),
     }
 }
 
-/// Where programs in a target directory of its own look for libtorch. In `target/` they find the
+/// Where programs in a target directory of its own look for `name`. In `target/` they find the
 /// link of the checkout.
-fn link_beside_target(workspace: &Workspace) -> Result<Option<PathBuf>> {
+pub(crate) fn link_beside_target(workspace: &Workspace, name: &str) -> Result<Option<PathBuf>> {
     let target = workspace.metadata()?.target_directory;
-    Ok((target != workspace.root().join("target")).then(|| target.join("libtorch")))
+    Ok((target != workspace.root().join("target")).then(|| target.join(name)))
 }
 
 #[cfg(test)]
@@ -106,8 +116,9 @@ mod tests {
 
     #[test]
     fn the_download_is_for_one_platform() {
-        assert!(require_platform("linux", "x86_64").is_ok());
-        let error = require_platform("linux", "aarch64").unwrap_err().to_string();
+        let what = pip::libtorch();
+        assert!(require_platform("linux", "x86_64", &what).is_ok());
+        let error = require_platform("linux", "aarch64", &what).unwrap_err().to_string();
         assert!(error.contains("linux on x86_64 only, and this is linux on aarch64"), "{error}");
         assert!(error.contains("mend: LIBTORCH_USE_PYTORCH=1"), "{error}");
     }

@@ -31,11 +31,12 @@ pub(crate) struct Wheel {
 pub(crate) const PYTHON_VERSION: &str = "3.12";
 
 /// The platform tags of the wheels.
-pub(crate) const PLATFORMS: [&str; 4] = [
+pub(crate) const PLATFORMS: [&str; 5] = [
     "manylinux_2_28_x86_64",
     "manylinux_2_25_x86_64",
     "manylinux_2_17_x86_64",
     "manylinux2014_x86_64",
+    "manylinux2010_x86_64",
 ];
 
 /// The size of what is taken of [`WHEELS`], for the progress bar and the space on the disk.
@@ -77,6 +78,22 @@ pub(crate) const WHEELS: [Wheel; 3] = [
         ],
     },
 ];
+
+/// The size of what is taken of [`NVRTC`].
+pub(crate) const NVRTC_SIZE: u64 = 113_777_942;
+
+/// The run-time compiler for CUDA that goes with this libtorch; tests compile kernels with it.
+pub(crate) const NVRTC: [Wheel; 1] = [Wheel {
+    requirement: "nvidia-cuda-nvrtc===13.0.88",
+    file: "nvidia_cuda_nvrtc-13.0.88-py3-none-manylinux2010_x86_64.manylinux_2_12_x86_64.whl",
+    sha256: "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575",
+    size: 90_215_200,
+    takes: &[
+        ("nvidia/cu13/lib/libnvrtc.so.13", "lib/libnvrtc.so.13"),
+        ("nvidia/cu13/lib/libnvrtc-builtins.so.13.0", "lib/libnvrtc-builtins.so.13.0"),
+        ("nvidia_cuda_nvrtc-13.0.88.dist-info/licenses/", "licenses/nvidia-cuda-nvrtc/"),
+    ],
+}];
 
 /// The size of some wheels together.
 pub(crate) fn total_size(wheels: &[Wheel]) -> u64 {
@@ -185,12 +202,13 @@ mod tests {
 
     #[test]
     fn the_pins_are_of_this_version() {
-        for wheel in &WHEELS {
+        for wheel in WHEELS.iter().chain(&NVRTC) {
             let (project, version) = wheel.requirement.split_once("===").unwrap();
             let head = format!("{}-{version}-", project.replace('-', "_"));
             assert!(wheel.file.starts_with(&head), "{}", wheel.file);
             assert_eq!(wheel.sha256.len(), 64);
         }
         assert!(WHEELS[0].requirement.ends_with(super::super::VERSION));
+        assert!(NVRTC[0].requirement.ends_with(super::super::nvrtc::VERSION));
     }
 }

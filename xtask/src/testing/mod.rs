@@ -13,6 +13,7 @@ use clap::ValueEnum;
 pub(crate) use steps::Step;
 
 use crate::env::Env;
+use crate::libtorch::nvrtc;
 use crate::libtorch::setup::set_up;
 use crate::workspace::Workspace;
 use counts::Counts;
@@ -47,6 +48,7 @@ impl Run<'_> {
             let view = set_up(run.workspace, run.env, false)?;
             run.has_libtorch = true;
             println!("libtorch: {}", view.display());
+            println!("NVRTC: {}", nvrtc::set_up(run.workspace, run.env, false)?.display());
             Ok(true)
         });
     }

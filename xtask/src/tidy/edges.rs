@@ -4,13 +4,25 @@ use super::Finding;
 use super::tree::{Source, Tree};
 
 /// The crates of the workspace from the ground up, and those that each may build on.
-const EDGES: [(&str, &[&str]); 11] = [
+const EDGES: [(&str, &[&str]); 13] = [
     ("moe-core", &[]),
     ("moe-data", &["moe-core"]),
     ("moe-kernels", &[]),
-    ("moe-torch-sys", &["moe-kernels"]),
+    ("moe-cuda", &[]),
+    ("moe-cuda-emulator", &["moe-cuda", "moe-core"]),
+    ("moe-torch-sys", &["moe-kernels", "moe-cuda", "moe-cuda-emulator"]),
     ("moe-routers", &["moe-core"]),
-    ("moe-models", &["moe-core", "moe-kernels", "moe-routers", "moe-torch-sys"]),
+    (
+        "moe-models",
+        &[
+            "moe-core",
+            "moe-cuda",
+            "moe-cuda-emulator",
+            "moe-kernels",
+            "moe-routers",
+            "moe-torch-sys",
+        ],
+    ),
     ("moe-conform", &["moe-core", "moe-routers"]),
     ("moe-train", &["moe-core", "moe-data", "moe-routers", "moe-models", "moe-torch-sys"]),
     (
@@ -42,7 +54,8 @@ const EDGES: [(&str, &[&str]); 11] = [
 ];
 
 /// The crates that build without libtorch.
-const WITHOUT_LIBTORCH: [&str; 4] = ["moe-core", "moe-data", "moe-kernels", "xtask"];
+const WITHOUT_LIBTORCH: [&str; 6] =
+    ["moe-core", "moe-data", "moe-kernels", "moe-cuda", "moe-cuda-emulator", "xtask"];
 
 /// The crates that bring libtorch with them.
 const LIBTORCH: [&str; 2] = ["tch", "torch-sys"];

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 const ENDINGS: [&str; 7] = [".rs", ".toml", ".md", ".sh", ".yml", ".yaml", ".ci/run"];
 
 /// What a walk without git leaves out.
-const NOT_OURS: [&str; 4] = [".git", ".libtorch", "target", "runs"];
+const NOT_OURS: [&str; 5] = [".git", ".libtorch", ".nvrtc", "target", "runs"];
 
 /// A text file.
 #[derive(Debug)]

@@ -5,10 +5,11 @@ use super::Finding;
 use super::tree::{Source, Tree};
 
 /// The shim over libtorch, the kernels, and the first statement of the program.
-const PLACES: [&str; 4] = [
+const PLACES: [&str; 5] = [
     "crates/moe-torch-sys/",
     "crates/moe-kernels/",
     "crates/moe-cuda/",
+    "crates/moe-cuda-emulator/",
     "crates/moe-bench/src/main.rs",
 ];
 

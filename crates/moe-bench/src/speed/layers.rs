@@ -105,6 +105,7 @@ fn dense(bank: &Bank, pass: Pass) -> Candidate {
     };
     let (x_nd, up_fd, h_nh, down_dh) = (random(n, d), random(2 * h, d), random(n, h), random(d, h));
     let (dy_nd, dup_nf) = (random(n, d), random(n, 2 * h));
+    let device = bank.x_gtd.device();
     Candidate::new("dense", move || {
         let _guard = tch::no_grad_guard();
         let _ = x_nd.matmul(&up_fd.tr());
@@ -115,6 +116,7 @@ fn dense(bank: &Bank, pass: Pass) -> Candidate {
             let _ = dup_nf.matmul(&up_fd);
             let _ = dup_nf.tr().matmul(&x_nd);
         }
+        wait_for(device);
     })
 }
 
@@ -127,10 +129,18 @@ pub fn candidates(bank: &Bank, pass: Pass) -> Result<Vec<Candidate>> {
         return Ok(vec![route(bank)?]);
     }
     let mut found = Vec::new();
-    for exec in ExpertExec::ALL {
+    for exec in ExpertExec::on(bank.x_gtd.device()) {
         found.push(candidate(bank, pass, exec, exec.name())?);
     }
     Ok(found)
+}
+
+/// Work on a GPU is done when the device says so. What is outside the experts there is the host's time to
+/// put it on the stream.
+fn wait_for(device: Device) {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
 }
 
 fn route(bank: &Bank) -> Result<Candidate> {
@@ -140,6 +150,7 @@ fn route(bank: &Bank) -> Result<Candidate> {
         let noise = SeededNoise::eval(0, 0);
         let routing = layer.router.route(&x_gtd, &RouteCx::new(Phase::Eval, &noise));
         drop(routing.expect("a router without limits"));
+        wait_for(x_gtd.device());
     }))
 }
 
@@ -154,6 +165,7 @@ fn candidate(bank: &Bank, pass: Pass, exec: ExpertExec, name: &str) -> Result<Ca
             Pass::ForwardBackward => forward_backward(&layer, &x_gtd, &store),
             _ => tch::no_grad(|| forward(&layer, &x_gtd).map(|(_, seconds)| seconds)),
         };
+        wait_for(x_gtd.device());
         let [a, b] = sums.get();
         let outside = outside.expect("a router without limits");
         sums.set([a + outside, b + start.elapsed().as_secs_f64()]);

@@ -21,11 +21,13 @@ pub struct Size {
 }
 
 /// Sizes by name: (tokens, width, hidden, experts, k).
-const NAMED: [(&str, [i64; 5]); 4] = [
+const NAMED: [(&str, [i64; 5]); 5] = [
     ("A", [2048, 512, 2048, 16, 2]),
     ("B", [4096, 1024, 1024, 64, 8]),
     ("C1", [1, 1024, 1024, 64, 8]),
     ("C8", [8, 1024, 1024, 64, 8]),
+    // For a GPU: the layer of Qwen3-30B-A3B, as published figures have it.
+    ("H", [32_768, 2048, 768, 128, 8]),
 ];
 
 /// At most this many tokens are a decoding step, bound by memory rather than arithmetic.
@@ -95,6 +97,8 @@ mod tests {
         let giga = |name: &str| size(name).flops(Pass::Forward).unwrap() / 1e9;
         assert!((giga("A") - 25.77).abs() < 0.01 && (giga("B") - 206.16).abs() < 0.01);
         assert!((giga("C1") - 0.0503).abs() < 1e-4 && size("C8").decode() && !size("A").decode());
+        // 32768 tokens, 8 experts each, three products of 2 * 2048 * 768 operations.
+        assert!((giga("H") - 2473.9).abs() < 0.1);
         assert_eq!(size("64/8/16/4/2").rows(), 128);
     }
 

@@ -5,7 +5,7 @@
 use super::{Activation, ExpertExec, Experts};
 use moe_kernels::{Dtype, Shape};
 use moe_routers::plan::SparseRows;
-use moe_torch_sys::fused::{BankTensors, FusedBank, Rows};
+use moe_torch_sys::fused::{FusedBank, Rows};
 use tch::Tensor;
 
 impl Experts {
@@ -17,7 +17,9 @@ impl Experts {
         let dtype = match exec {
             ExpertExec::Fused => Dtype::F32,
             ExpertExec::FusedBf16 => Dtype::Bf16,
-            ExpertExec::Loop | ExpertExec::Grouped | ExpertExec::Padded => return None,
+            ExpertExec::Loop | ExpertExec::Grouped | ExpertExec::Padded | ExpertExec::Cuda => {
+                return None;
+            }
         };
         let (experts, hidden, width) = self.w1_ehd.size3().expect("[e, h, d]");
         let shape = Shape {
@@ -40,16 +42,9 @@ impl Experts {
         x_gtd: &Tensor,
         rows: &SparseRows,
     ) -> Tensor {
-        let weights = BankTensors {
-            w1_ehd: &self.w1_ehd,
-            gate_ehd: self.gate_ehd.as_ref(),
-            w2_edh: &self.w2_edh,
-            b1_eh: self.b1_eh.as_ref(),
-            b2_ed: self.b2_ed.as_ref(),
-        };
         let (token_n, weight_n, load_e) = (&rows.token_n, &rows.weight_n, &rows.load_e);
         let rows = Rows { token_n, weight_n, load_e };
-        let y_td = bank.run(&x_gtd.flatten(0, 1), &rows, &weights);
+        let y_td = bank.run(&x_gtd.flatten(0, 1), &rows, &self.bank_tensors());
         y_td.unwrap_or_else(|e| panic!("fused experts: {e}")).view_as(x_gtd)
     }
 }

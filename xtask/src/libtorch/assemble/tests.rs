@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::bail;
 
+use super::super::pip;
 use super::super::unpack::fake;
 use super::*;
 use crate::env::Env;
@@ -16,6 +17,8 @@ const FILES: [(&str, &str); 4] = [
     ("torch/lib/libtorch_cpu.so", "cpu"),
     ("torch/lib/libtorch_cuda.so", "cuda"),
 ];
+
+type Fetch<'a> = dyn Fn(&[Wheel], &Path) -> Result<()> + 'a;
 
 /// A wheel file, its pin, and a cache to put it in.
 struct Scene {
@@ -52,9 +55,21 @@ impl Scene {
         Ok(())
     }
 
+    fn source<'a>(&'a self, fetch: &'a Fetch<'a>) -> Source<'a> {
+        Source {
+            what: pip::libtorch(),
+            place: self.cache().libtorch(),
+            complete,
+            flaw: view::flaw,
+            wheels: &self.wheels,
+            unpacked: 1,
+            fetch,
+        }
+    }
+
     fn provide(&self, force: bool) -> Result<PathBuf> {
         let fetch = |wheels: &[Wheel], to: &Path| self.fetch(wheels, to);
-        provide(&self.cache(), &Source { wheels: &self.wheels, unpacked: 1, fetch: &fetch }, force)
+        provide(&self.cache(), &self.source(&fetch), force)
     }
 
     fn fetched(&self) -> usize {
@@ -99,10 +114,11 @@ fn two_at_once_make_it_once() {
 fn the_one_that_waited_finds_it_done() {
     let scene = Scene::new(&FILES);
     let place = scene.provide(false).unwrap();
-    assert!(made_meanwhile(&place, true, true).unwrap());
-    assert!(!made_meanwhile(&place, true, false).unwrap());
+    let source = scene.source(&|_, _| bail!("nothing is fetched"));
+    assert!(made_meanwhile(&source, true, true).unwrap());
+    assert!(!made_meanwhile(&source, true, false).unwrap());
     fs::remove_file(place.join("lib/libc10.so")).unwrap();
-    assert!(!made_meanwhile(&place, true, true).unwrap(), "the other run failed");
+    assert!(!made_meanwhile(&source, true, true).unwrap(), "the other run failed");
 }
 
 #[test]
@@ -124,8 +140,7 @@ fn a_failure_leaves_nothing_behind() {
         fs::write(to.join("half"), "half a wheel")?;
         bail!("the network went away")
     };
-    let source = Source { wheels: &scene.wheels, unpacked: 1, fetch: &fetch };
-    assert!(provide(&scene.cache(), &source, false).is_err());
+    assert!(provide(&scene.cache(), &scene.source(&fetch), false).is_err());
     let left: Vec<_> =
         fs::read_dir(scene.cache().root()).unwrap().map(|it| it.unwrap().file_name()).collect();
     assert_eq!(left, ["setup.lock"]);
