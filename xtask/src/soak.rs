@@ -73,9 +73,9 @@ impl Runs {
         let mut command = Command::new(&self.program);
         command.arg("train").arg(&self.recipe).arg("--out").arg(self.out.join(name));
         command.args(["--resume", "--threads", "1"]);
-        RUN.iter().chain([&keep]).for_each(|set| {
+        for set in RUN.iter().chain([&keep]) {
             command.args(["--set", set]);
-        });
+        }
         let child = command.stdin(Stdio::null()).spawn();
         child.with_context(|| format!("starting {}", self.program.display()))
     }
