@@ -155,6 +155,9 @@ pub struct CompareArgs {
     /// Routers, comma-separated, as `name` or `name:preset`; all that a comparison enters if left out.
     #[arg(long, value_delimiter = ',')]
     pub routers: Vec<String>,
+    /// Router that verdicts refer to; `smoe` if it is compared, else `dense`, if left out.
+    #[arg(long)]
+    pub reference: Option<String>,
     /// Number of seeds; the preset's if left out.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub seeds: Option<u64>,

@@ -23,6 +23,7 @@ pub mod speed;
 pub mod summary;
 pub mod table;
 pub mod terms;
+pub mod verdict;
 pub mod worker;
 
 /// The snippets of the README, compiled.

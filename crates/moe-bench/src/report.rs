@@ -1,5 +1,6 @@
 //! The comparison as one HTML page that needs nothing else: no network, no fonts, no scripts.
 
+mod against;
 mod chart;
 mod clip;
 mod cost;
@@ -46,6 +47,7 @@ pub fn html(results: &Results) -> Result<String, ReportError> {
     let body = [
         header::render(&view),
         leaderboard::render(&view),
+        against::render(&view),
         losses::render(&view)?,
         deltas::render(&view)?,
         cost::render(&view)?,
