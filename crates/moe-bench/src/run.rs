@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use moe_data::{Split, TokenStream};
 use moe_models::{DecoderLm, Rules};
 use moe_routers::ParamStore;
-use moe_train::{StepReport, Trainer, checkpoint};
+use moe_train::{LmTask, StepReport, Trainer, checkpoint};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -122,7 +122,8 @@ pub fn prepare(recipe: &Recipe, device: Device) -> Result<Prepared> {
     let model = DecoderLm::new(&store, &recipe.model, &rules, vocab)
         .map_err(|e| Misuse::recipe("model", e))?;
     let train = recipe.train.clone();
-    let trainer = Trainer::new(model, store, Arc::clone(&data), train, (recipe.seed, device));
+    let task = LmTask::new(model, Arc::clone(&data), (train.batch, train.sequence), device);
+    let trainer = Trainer::new(Box::new(task), store, train, recipe.seed);
     Ok(Prepared { recipe, data, trainer, device })
 }
 
@@ -229,10 +230,9 @@ impl Prepared {
 
     fn metrics(&self, log: &Log) -> Metrics {
         let tokens = self.recipe.train.batch * self.recipe.train.sequence;
-        let (model, store) = (self.trainer.model(), self.trainer.store());
         Metrics {
-            params_active: model.active_params(store) as u64,
-            params_total: store.trainable_count() as u64,
+            params_active: self.trainer.active_params() as u64,
+            params_total: self.trainer.store().trainable_count() as u64,
             peak_memory_bytes: peak_memory_bytes(),
             ..log.summary(tokens)
         }

@@ -15,7 +15,7 @@ use moe_routers::norm::TorchNorm;
 use moe_routers::residual::{Carried, LN_EPS, PlainConfig};
 use moe_routers::{Norm, ParamStore, Residual, ResidualConfig, RouteCx, RouterConfig};
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// Which tokens compete for experts' room and share a balance loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -305,10 +305,4 @@ impl DecoderLm {
     pub fn sparse_layers(&self) -> impl Iterator<Item = &MoeLayer> {
         self.blocks.iter().filter_map(Block::sparse)
     }
-}
-
-/// Mean cross-entropy of the targets `y_bt`, nats per token, a scalar with its graph.
-pub fn cross_entropy(logits_btv: &Tensor, y_bt: &Tensor) -> Tensor {
-    let logits_nv = logits_btv.flatten(0, 1).to_kind(Kind::Float);
-    logits_nv.cross_entropy_for_logits(&y_bt.flatten(0, -1))
 }

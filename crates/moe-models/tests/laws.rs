@@ -1,6 +1,5 @@
 //! Laws of experts, layers and the language model.
 
-use moe_models::lm::cross_entropy;
 use moe_models::{
     Activation, DecoderLm, ExpertExec, ExpertShape, Experts, LmConfig, Norm, RoutingGroup, Rules,
 };
@@ -173,11 +172,9 @@ fn every_parameter_of_every_model_gets_a_gradient() {
             let (store, model) = model(paper.id, &tiny(norm, RoutingGroup::Batch));
             let noise = SeededNoise::train(0, 0);
             let cx = RouteCx::new(Phase::Train { step: 0 }, &noise);
-            let output = model.forward(&tokens(), &cx).unwrap();
-            let aux = output.traces.iter().flat_map(|t| &t.routing.aux);
-            let loss =
-                aux.fold(cross_entropy(&output.logits_btv, &tokens()), |sum, a| sum + &a.value);
-            loss.backward();
+            let (loss, traces) = model.loss(&tokens(), &tokens(), &cx).unwrap();
+            let aux = traces.iter().flat_map(|t| &t.routing.aux);
+            aux.fold(loss, |sum, a| sum + &a.value).backward();
             for param in store.entries().iter().filter(|p| p.role != Role::Buffer) {
                 let grad = param.tensor.grad();
                 let reached = grad.defined() && grad.abs().max().double_value(&[]) > 0.0;

@@ -1,6 +1,5 @@
 //! Every residual with different routers, layouts and norms.
 
-use moe_models::lm::cross_entropy;
 use moe_models::{DecoderLm, LmConfig, Norm, Output, RoutingGroup, Rules};
 use moe_routers::residual::{names, residual_config};
 use moe_routers::tolerance::tolerance;
@@ -58,10 +57,12 @@ fn run(model: &DecoderLm, x_bt: &Tensor, phase: Phase) -> Output {
 
 /// Trains once and says which parameters no gradient reaches.
 fn unreached(store: &ParamStore, model: &DecoderLm) -> Vec<String> {
-    let output = run(model, &tokens(), Phase::Train { step: 0 });
-    let aux = output.traces.iter().flat_map(|trace| &trace.routing.aux);
-    aux.fold(cross_entropy(&output.logits_btv, &tokens()), |sum, a| sum + &a.value).backward();
-    assert_eq!(output.traces.len(), 2, "one trace per sparse layer, however often it is called");
+    let noise = SeededNoise::train(0, 0);
+    let cx = RouteCx::new(Phase::Train { step: 0 }, &noise);
+    let (loss, traces) = model.loss(&tokens(), &tokens(), &cx).unwrap();
+    let aux = traces.iter().flat_map(|trace| &trace.routing.aux);
+    aux.fold(loss, |sum, a| sum + &a.value).backward();
+    assert_eq!(traces.len(), 2, "one trace per sparse layer, however often it is called");
     let reached = |t: &Tensor| t.grad().defined() && t.grad().abs().max().double_value(&[]) > 0.0;
     let entries = store.entries();
     let learned = entries.iter().filter(|p| p.role != Role::Buffer);

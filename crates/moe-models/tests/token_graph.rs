@@ -1,6 +1,5 @@
 //! The token graph in a model: it reads the attention of its own block, of one sequence.
 
-use moe_models::lm::cross_entropy;
 use moe_models::{DecoderLm, LmConfig, Rules};
 use moe_routers::tolerance::tolerance;
 use moe_routers::{
@@ -76,10 +75,9 @@ fn every_preset_that_a_block_serves_trains() {
         let (store, model) = model(config.as_ref());
         let noise = SeededNoise::train(0, 0);
         let cx = RouteCx::new(Phase::Train { step: 0 }, &noise);
-        let output = model.forward(&tokens(), &cx).unwrap();
-        let aux = output.traces.iter().flat_map(|t| &t.routing.aux);
-        let loss = aux.fold(cross_entropy(&output.logits_btv, &tokens()), |sum, a| sum + &a.value);
-        loss.backward();
+        let (loss, traces) = model.loss(&tokens(), &tokens(), &cx).unwrap();
+        let aux = traces.iter().flat_map(|t| &t.routing.aux);
+        aux.fold(loss, |sum, a| sum + &a.value).backward();
         for param in store.entries().iter().filter(|p| p.role != Role::Buffer) {
             let grad = param.tensor.grad();
             let reached = grad.defined() && grad.abs().max().double_value(&[]) > 0.0;

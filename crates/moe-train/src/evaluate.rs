@@ -3,13 +3,12 @@
 //! Axis letters: `e` experts, `l` sparse layers.
 
 use crate::trainer::TrainError;
-use moe_data::{Split, TokenBatch, TokenStream};
-use moe_models::lm::cross_entropy;
-use moe_models::{DecoderLm, LayerTrace, Output};
+use moe_data::Split;
+use moe_models::LayerTrace;
 use moe_routers::{Phase, RouteCx, SeededNoise};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// How one sparse layer's router behaved over an evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,13 +35,15 @@ pub struct EvalReport {
     pub routing_share: f64,
 }
 
-/// A host batch of token ids on the device, `[b, t]`.
-pub(crate) fn to_device(batch: &TokenBatch, device: Device) -> (Tensor, Tensor) {
-    let convert = |ids: &ndarray::Array2<i64>| {
-        let values: Vec<i64> = ids.iter().copied().collect();
-        Tensor::from_slice(&values).view([ids.nrows() as i64, ids.ncols() as i64]).to_device(device)
-    };
-    (convert(&batch.x_bt), convert(&batch.y_bt))
+/// What the model says of one batch.
+#[derive(Debug)]
+pub struct Scored {
+    /// Mean loss of the batch, a scalar.
+    pub loss: Tensor,
+    /// Targets it is a mean over.
+    pub count: usize,
+    /// One entry per sparse layer.
+    pub traces: Vec<LayerTrace>,
 }
 
 /// Sums over the batches of one evaluation.
@@ -56,13 +57,13 @@ struct Totals {
 }
 
 impl Totals {
-    fn add(&mut self, output: &Output, y_bt: &Tensor, seconds: f64) {
-        let tokens = y_bt.numel();
-        self.nats += cross_entropy(&output.logits_btv, y_bt).double_value(&[]) * tokens as f64;
-        self.tokens += tokens;
+    fn add(&mut self, scored: &Scored, seconds: f64) {
+        let Scored { loss, count, traces } = scored;
+        self.nats += loss.double_value(&[]) * *count as f64;
+        self.tokens += count;
         self.forward_seconds += seconds;
-        self.route_seconds += output.traces.iter().map(|t| t.route_time.as_secs_f64()).sum::<f64>();
-        let reports = output.traces.iter().map(|trace| layer_report(trace, tokens as f64));
+        self.route_seconds += traces.iter().map(|t| t.route_time.as_secs_f64()).sum::<f64>();
+        let reports = traces.iter().map(|trace| layer_report(trace, *count as f64));
         if self.layers.is_empty() {
             self.layers = reports.collect();
         } else {
@@ -110,35 +111,28 @@ impl LayerReport {
 pub struct EvalPlan {
     /// Which part of the data.
     pub split: Split,
-    /// Sequences of a batch.
-    pub batch: usize,
-    /// Tokens of a sequence.
-    pub sequence: usize,
     /// At most this many batches; `None` is the whole split.
     pub batches: Option<usize>,
     /// Seed of the draws of routers that draw in evaluation.
     pub seed: u64,
 }
 
-/// Evaluates without changing anything: the same weights give the same report.
+/// Evaluates on `batches` with `score`, without a graph.
 ///
 /// # Errors
-/// A split too short for one sequence, or a router without room.
-pub fn evaluate(
-    model: &DecoderLm,
-    data: &TokenStream,
+/// The first that `score` returns.
+pub fn evaluate<B>(
     plan: &EvalPlan,
-    device: Device,
+    batches: impl Iterator<Item = B>,
+    score: impl Fn(&B, &RouteCx<'_>) -> Result<Scored, TrainError>,
 ) -> Result<EvalReport, TrainError> {
     let _guard = tch::no_grad_guard();
-    let batches = data.eval_batches(plan.split, plan.batch, plan.sequence)?;
     let mut totals = Totals::default();
     for (index, batch) in batches.take(plan.batches.unwrap_or(usize::MAX)).enumerate() {
-        let (x_bt, y_bt) = to_device(&batch, device);
         let noise = SeededNoise::eval(plan.seed, index as u64);
         let start = Instant::now();
-        let output = model.forward(&x_bt, &RouteCx::new(Phase::Eval, &noise))?;
-        totals.add(&output, &y_bt, start.elapsed().as_secs_f64());
+        let scored = score(&batch, &RouteCx::new(Phase::Eval, &noise))?;
+        totals.add(&scored, start.elapsed().as_secs_f64());
     }
     Ok(totals.report())
 }

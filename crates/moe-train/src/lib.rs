@@ -9,11 +9,13 @@ pub mod adamw;
 pub mod checkpoint;
 pub mod evaluate;
 pub mod schedule;
+pub mod task;
 pub mod tensors;
 pub mod trainer;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use checkpoint::{CheckpointError, State};
-pub use evaluate::{EvalReport, LayerReport};
+pub use evaluate::{EvalPlan, EvalReport, LayerReport};
 pub use schedule::{Decay, Schedule};
+pub use task::{Draw, LmTask, Task};
 pub use trainer::{StepReport, TrainConfig, TrainError, Trainer};

@@ -2,18 +2,18 @@
 
 use crate::adamw::{AdamW, AdamWConfig, clip_factor, grad_norm};
 use crate::checkpoint::{self, CheckpointError, Contents, State};
-use crate::evaluate::{EvalPlan, EvalReport, evaluate, to_device};
+use crate::evaluate::{EvalPlan, EvalReport};
 use crate::schedule::{Decay, Schedule};
+use crate::task::{Draw, Task};
 use moe_core::RouteError;
-use moe_data::{DataError, Split, TokenStream};
-use moe_models::{DecoderLm, LayerTrace};
+use moe_data::{DataError, Split};
+use moe_models::LayerTrace;
 use moe_routers::{ParamStore, Phase, RouteCx, SeededNoise};
 use moe_torch_sys::ShimError;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// How to train.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -166,27 +166,19 @@ pub struct StepReport {
 /// A run between two steps.
 #[derive(Debug)]
 pub struct Trainer {
-    model: DecoderLm,
+    task: Box<dyn Task>,
     store: ParamStore,
     optimizer: AdamW,
-    data: Arc<TokenStream>,
     config: TrainConfig,
     seed: u64,
     step: u64,
-    device: Device,
 }
 
 impl Trainer {
-    /// A run at step 0.
-    pub fn new(
-        model: DecoderLm,
-        store: ParamStore,
-        data: Arc<TokenStream>,
-        config: TrainConfig,
-        (seed, device): (u64, Device),
-    ) -> Self {
+    /// A run at step 0, whose data order and noise follow from `seed`.
+    pub fn new(task: Box<dyn Task>, store: ParamStore, config: TrainConfig, seed: u64) -> Self {
         let optimizer = AdamW::new(&store, config.adamw);
-        Self { model, store, optimizer, data, config, seed, step: 0, device }
+        Self { task, store, optimizer, config, seed, step: 0 }
     }
 
     /// Steps taken.
@@ -194,9 +186,9 @@ impl Trainer {
         self.step
     }
 
-    /// The model.
-    pub fn model(&self) -> &DecoderLm {
-        &self.model
+    /// Parameters that one token uses: all but the experts it does not visit.
+    pub fn active_params(&self) -> usize {
+        self.task.active_params(&self.store)
     }
 
     /// Its parameters.
@@ -210,23 +202,20 @@ impl Trainer {
     /// See [`TrainError`]; the weights are as they were.
     pub fn train_step(&mut self) -> Result<StepReport, TrainError> {
         let (start, step) = (Instant::now(), self.step);
-        let TrainConfig { batch, sequence, clip, .. } = self.config;
-        let batch = self.data.train_batch(self.seed, step, batch, sequence)?;
-        let (x_bt, y_bt) = to_device(&batch, self.device);
         let noise = SeededNoise::train(self.seed, step);
         let cx = RouteCx::new(Phase::Train { step }, &noise);
-        let (task, traces) =
-            self.model.loss(&x_bt, &y_bt, &cx).map_err(|error| refused(step, error))?;
+        let drawn = self.task.loss(Draw { seed: self.seed, step }, &cx);
+        let (task, traces) = drawn.map_err(|error| refused(step, error))?;
         let loss = finite(step, "the loss", task.double_value(&[]))?;
 
         self.store.zero_grad();
         let objective = weighted_aux(&traces).map_or(task.shallow_clone(), |aux| task + aux);
         objective.backward();
-        let limit = if clip > 0.0 { clip } else { f64::INFINITY };
+        let limit = if self.config.clip > 0.0 { self.config.clip } else { f64::INFINITY };
         let grad_norm = finite(step, "the norm of the gradient", grad_norm(&self.store))?;
         let lr = self.config.schedule().at(step);
         self.optimizer.step(lr, clip_factor(grad_norm, limit))?;
-        self.model.after_step(&traces);
+        self.task.after_step(&traces);
         self.step += 1;
         let aux = aux_values(&traces);
         Ok(StepReport {
@@ -242,11 +231,9 @@ impl Trainer {
     /// Evaluates on `split`; `batches` of `None` is the whole split.
     ///
     /// # Errors
-    /// See [`evaluate`].
+    /// See [`Task::evaluate`].
     pub fn evaluate(&self, split: Split, batches: Option<usize>) -> Result<EvalReport, TrainError> {
-        let TrainConfig { batch, sequence, .. } = self.config;
-        let plan = EvalPlan { split, batch, sequence, batches, seed: self.seed };
-        evaluate(&self.model, &self.data, &plan, self.device)
+        self.task.evaluate(&EvalPlan { split, batches, seed: self.seed })
     }
 
     /// Writes a checkpoint of this step below `checkpoints`.
@@ -297,10 +284,12 @@ fn finite(step: u64, what: &'static str, value: f64) -> Result<f64, TrainError> 
 }
 
 /// Numbers that a router refused in a training step are those of a step that went wrong, as a loss is.
-fn refused(step: u64, error: RouteError) -> TrainError {
+fn refused(step: u64, error: TrainError) -> TrainError {
     match error {
-        RouteError::NotFinite { what, value, .. } => TrainError::NotFinite { step, what, value },
-        error => error.into(),
+        TrainError::Route(RouteError::NotFinite { what, value, .. }) => {
+            TrainError::NotFinite { step, what, value }
+        }
+        error => error,
     }
 }
 

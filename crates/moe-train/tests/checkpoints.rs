@@ -3,7 +3,7 @@
 use moe_data::{Corpus, TokenStream, TokenizerSpec};
 use moe_models::{DecoderLm, LmConfig, Rules};
 use moe_routers::{ParamStore, Settings, residual, residual_config, router_config, routers};
-use moe_train::{CheckpointError, TrainConfig, Trainer, checkpoint};
+use moe_train::{CheckpointError, LmTask, TrainConfig, Trainer, checkpoint};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -34,7 +34,8 @@ fn trainer_with(router: &str, residual: &str, width: i64) -> Trainer {
     let residual = residual_config(residual, &Settings::new()).unwrap();
     let rules = Rules { residual: residual.as_ref(), ..Rules::new(router.as_ref()) };
     let model = DecoderLm::new(&store, &model, &rules, 256).unwrap();
-    Trainer::new(model, store, data(), train, (5, Device::Cpu))
+    let task = LmTask::new(model, data(), (train.batch, train.sequence), Device::Cpu);
+    Trainer::new(Box::new(task), store, train, 5)
 }
 
 fn trainer(router: &str) -> Trainer {

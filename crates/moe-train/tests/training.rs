@@ -3,7 +3,7 @@
 use moe_data::{Corpus, Split, TokenStream, TokenizerSpec};
 use moe_models::{DecoderLm, LmConfig, Rules};
 use moe_routers::{ParamStore, Settings, router_config};
-use moe_train::{TrainConfig, TrainError, Trainer};
+use moe_train::{LmTask, TrainConfig, TrainError, Trainer};
 use std::sync::Arc;
 use tch::{Device, Kind};
 
@@ -32,7 +32,8 @@ fn trainer(change: impl FnOnce(&mut TrainConfig)) -> Trainer {
     let store = ParamStore::new(0, Device::Cpu, Kind::Float);
     let router = router_config("smoe", &Settings::new()).unwrap();
     let model = DecoderLm::new(&store, &model, &Rules::new(router.as_ref()), 256).unwrap();
-    Trainer::new(model, store, data, train, (0, Device::Cpu))
+    let task = LmTask::new(model, data, (train.batch, train.sequence), Device::Cpu);
+    Trainer::new(Box::new(task), store, train, 0)
 }
 
 #[test]
