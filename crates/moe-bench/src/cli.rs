@@ -32,6 +32,8 @@ enum Command {
         /// Directory of a comparison.
         dir: PathBuf,
     },
+    /// Compute every routing measure of a log that any program wrote; the format is in docs/routing-log.md.
+    Inspect(InspectArgs),
     /// Run conformance cases: numbers made elsewhere, on every implementation.
     Conform(ConformArgs),
     /// Time every way to run a sparse layer, in turns, against the dense products.
@@ -138,12 +140,37 @@ pub struct EvalArgs {
     /// At most this many batches; the whole split if left out.
     #[arg(long)]
     pub batches: Option<usize>,
+    /// Write every routing decision to this file, for `moe inspect`.
+    #[arg(long, value_name = "FILE")]
+    pub routing_log: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
     /// Where to compute.
     #[command(flatten)]
     pub machine: MachineArgs,
+}
+
+/// Flags of `moe inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A log, one JSON object a line; `-` is standard input.
+    pub log: PathBuf,
+    /// Experts of a layer; the log's header, else the largest index seen plus 1, if left out.
+    #[arg(long)]
+    pub experts: Option<usize>,
+    /// Tokens of a layer that are remembered to be compared with themselves later.
+    #[arg(long, default_value_t = 1 << 14)]
+    pub memory: usize,
+    /// Take a token's `input` for its label where it has none.
+    #[arg(long)]
+    pub label_input: bool,
+    /// Write a page with heat maps.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `moe compare`.
@@ -241,6 +268,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Eval(args) => commands::eval(&args),
         Command::Compare(args) => commands::compare(&args),
         Command::Report { dir } => commands::report(&dir),
+        Command::Inspect(args) => commands::inspect(&args),
         Command::Conform(args) => crate::conform::run(&args),
         Command::Speed(args) => commands::speed(&args),
         Command::Doctor => commands::doctor(),

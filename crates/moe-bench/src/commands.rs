@@ -5,7 +5,7 @@
     reason = "a command line tool talks to its terminal"
 )]
 
-use crate::cli::{CompareArgs, EvalArgs, PapersArgs, SpeedArgs, SplitArg, TrainArgs};
+use crate::cli::{CompareArgs, EvalArgs, InspectArgs, PapersArgs, SpeedArgs, SplitArg, TrainArgs};
 use crate::compare::{Comparison, default_out};
 use crate::environment::{environment, hardware_threads};
 use crate::error::Misuse;
@@ -127,7 +127,10 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         SplitArg::Valid => Split::Valid,
         SplitArg::Test => Split::Test,
     };
-    let line = prepared.evaluate(split, args.batches)?;
+    let line = match &args.routing_log {
+        Some(path) => crate::inspect::write::decisions(&prepared, (split, args.batches), path)?,
+        None => prepared.evaluate(split, args.batches)?,
+    };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&line)?);
         return Ok(());
@@ -148,6 +151,21 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
             layer.gate_entropy,
             100.0 * layer.fraction_tokens_left_behind
         );
+    }
+    Ok(())
+}
+
+/// `moe inspect`.
+///
+/// # Errors
+/// A log that cannot be read, a line that is none of a routing log, or a page that cannot be written.
+pub fn inspect(args: &InspectArgs) -> Result<()> {
+    let report = crate::inspect::inspect(args)?;
+    crate::inspect::write_page(args, &report)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", crate::inspect::table(&report));
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use moe_data::{Split, TokenStream};
 use moe_models::{DecoderLm, Rules};
 use moe_routers::ParamStore;
-use moe_train::{LmTask, StepReport, Trainer, checkpoint};
+use moe_train::{EvalReport, LmTask, Scored, StepReport, Trainer, checkpoint};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -133,6 +133,16 @@ impl Prepared {
         &mut self.trainer
     }
 
+    /// Steps that the present weights have seen.
+    pub fn steps_taken(&self) -> u64 {
+        self.trainer.steps_taken()
+    }
+
+    /// What is trained, and how.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
     /// The data.
     pub fn data(&self) -> &TokenStream {
         &self.data
@@ -221,11 +231,29 @@ impl Prepared {
     /// A split that is too short, or a router without room.
     pub fn evaluate(&self, split: Split, batches: Option<usize>) -> Result<EvalLine> {
         let start = Instant::now();
-        let report = self.trainer.evaluate(split, batches)?;
+        Ok(self.line(split, self.trainer.evaluate(split, batches)?, start))
+    }
+
+    /// The step of the present weights, and what routers decide on `split`: `watch` sees every batch.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate`].
+    pub fn watch(
+        &self,
+        split: Split,
+        batches: Option<usize>,
+        watch: &dyn Fn(&Scored),
+    ) -> Result<EvalLine> {
+        let start = Instant::now();
+        let report = self.trainer.evaluate_watched(split, batches, watch)?;
+        Ok(self.line(split, report, start))
+    }
+
+    fn line(&self, split: Split, report: EvalReport, start: Instant) -> EvalLine {
         let step = self.trainer.steps_taken();
         let bits_per_byte = self.data.bits_per_byte(split, report.loss);
         let seconds = start.elapsed().as_secs_f64();
-        Ok(EvalLine { step, split: split.name().into(), bits_per_byte, seconds, report })
+        EvalLine { step, split: split.name().into(), bits_per_byte, seconds, report }
     }
 
     fn metrics(&self, log: &Log) -> Metrics {

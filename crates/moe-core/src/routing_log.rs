@@ -101,10 +101,13 @@ impl<'a> Token<'a> {
     fn first(&self) -> Option<usize> {
         match self.weight_k {
             Some(weight_k) => {
-                let larger = |best: usize, k: usize| if weight_k[k] > weight_k[best] { k } else { best };
+                let larger =
+                    |best: usize, k: usize| if weight_k[k] > weight_k[best] { k } else { best };
                 (0..weight_k.len()).reduce(larger).map(|k| self.expert_k[k])
             }
-            None => self.expert_k.first().copied().filter(|_| self.ordered || self.expert_k.len() == 1),
+            None => {
+                self.expert_k.first().copied().filter(|_| self.ordered || self.expert_k.len() == 1)
+            }
         }
     }
 
@@ -253,8 +256,9 @@ impl RoutingLog {
         let largest = self.layers.values().map(Tally::experts).max().unwrap_or(0);
         let experts = self.options.experts.unwrap_or(largest);
         let labels = self.labels.len();
-        let measure =
-            |(layer, tally): (&LayerId, &Tally)| tally.measures(&layer.to_string(), experts, labels);
+        let measure = |(layer, tally): (&LayerId, &Tally)| {
+            tally.measures(&layer.to_string(), experts, labels)
+        };
         let layers: Vec<LayerMeasures> = self.layers.iter().map(measure).collect();
         Ok(RoutingReport {
             steps: self.steps,

@@ -7,6 +7,7 @@ use moe_data::Split;
 use moe_models::LayerTrace;
 use moe_routers::{Phase, RouteCx, SeededNoise};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::time::Instant;
 use tch::{Kind, Tensor};
 
@@ -107,14 +108,23 @@ impl LayerReport {
 }
 
 /// Where and on how much to evaluate.
-#[derive(Debug, Clone, Copy)]
-pub struct EvalPlan {
+#[derive(Clone, Copy)]
+pub struct EvalPlan<'a> {
     /// Which part of the data.
     pub split: Split,
     /// At most this many batches; `None` is the whole split.
     pub batches: Option<usize>,
     /// Seed of the draws of routers that draw in evaluation.
     pub seed: u64,
+    /// Sees every batch after it was scored, in order: for logs and measures of single decisions.
+    pub watch: Option<&'a dyn Fn(&Scored)>,
+}
+
+impl fmt::Debug for EvalPlan<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { split, batches, seed, watch } = self;
+        write!(f, "{split:?}, {batches:?} batches, seed {seed}, watched: {}", watch.is_some())
+    }
 }
 
 /// Evaluates on `batches` with `score`, without a graph.
@@ -122,7 +132,7 @@ pub struct EvalPlan {
 /// # Errors
 /// The first that `score` returns.
 pub fn evaluate<B>(
-    plan: &EvalPlan,
+    plan: &EvalPlan<'_>,
     batches: impl Iterator<Item = B>,
     score: impl Fn(&B, &RouteCx<'_>) -> Result<Scored, TrainError>,
 ) -> Result<EvalReport, TrainError> {
@@ -133,6 +143,9 @@ pub fn evaluate<B>(
         let start = Instant::now();
         let scored = score(&batch, &RouteCx::new(Phase::Eval, &noise))?;
         totals.add(&scored, start.elapsed().as_secs_f64());
+        if let Some(watch) = plan.watch {
+            watch(&scored);
+        }
     }
     Ok(totals.report())
 }

@@ -15,7 +15,7 @@ pub mod trainer;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use checkpoint::{CheckpointError, State};
-pub use evaluate::{EvalPlan, EvalReport, LayerReport};
+pub use evaluate::{EvalPlan, EvalReport, LayerReport, Scored};
 pub use schedule::{Decay, Schedule};
 pub use task::{Draw, LmTask, Task};
 pub use trainer::{StepReport, TrainConfig, TrainError, Trainer};

@@ -33,7 +33,7 @@ pub trait Task: Debug {
     ///
     /// # Errors
     /// A split too short for one batch, or a router that refuses.
-    fn evaluate(&self, plan: &EvalPlan) -> Result<EvalReport, TrainError>;
+    fn evaluate(&self, plan: &EvalPlan<'_>) -> Result<EvalReport, TrainError>;
 
     /// Lets every router update what no gradient reaches, with the loads of the step just taken.
     fn after_step(&mut self, traces: &[LayerTrace]);
@@ -80,7 +80,7 @@ impl Task for LmTask {
         Ok(self.model.loss(&x_bt, &y_bt, cx)?)
     }
 
-    fn evaluate(&self, plan: &EvalPlan) -> Result<EvalReport, TrainError> {
+    fn evaluate(&self, plan: &EvalPlan<'_>) -> Result<EvalReport, TrainError> {
         let batches = self.data.eval_batches(plan.split, self.batch, self.sequence)?;
         evaluate(plan, batches.map(|batch| self.to_device(&batch)), |[x_bt, y_bt], cx| {
             let (loss, traces) = self.model.loss(x_bt, y_bt, cx)?;

@@ -2,7 +2,7 @@
 
 use crate::adamw::{AdamW, AdamWConfig, clip_factor, grad_norm};
 use crate::checkpoint::{self, CheckpointError, Contents, State};
-use crate::evaluate::{EvalPlan, EvalReport};
+use crate::evaluate::{EvalPlan, EvalReport, Scored};
 use crate::schedule::{Decay, Schedule};
 use crate::task::{Draw, Task};
 use moe_core::RouteError;
@@ -233,7 +233,20 @@ impl Trainer {
     /// # Errors
     /// See [`Task::evaluate`].
     pub fn evaluate(&self, split: Split, batches: Option<usize>) -> Result<EvalReport, TrainError> {
-        self.task.evaluate(&EvalPlan { split, batches, seed: self.seed })
+        self.task.evaluate(&EvalPlan { split, batches, seed: self.seed, watch: None })
+    }
+
+    /// As [`Self::evaluate`]; `watch` sees every batch after it was scored, in order.
+    ///
+    /// # Errors
+    /// See [`Task::evaluate`].
+    pub fn evaluate_watched(
+        &self,
+        split: Split,
+        batches: Option<usize>,
+        watch: &dyn Fn(&Scored),
+    ) -> Result<EvalReport, TrainError> {
+        self.task.evaluate(&EvalPlan { split, batches, seed: self.seed, watch: Some(watch) })
     }
 
     /// Writes a checkpoint of this step below `checkpoints`.

@@ -22,7 +22,7 @@ pub(super) fn render(results: &Results, style: Style) -> String {
     let needed = seeds_needed(judged.family);
     format!(
         "Validation loss less that of `{}`, seed by seed:\n\n{}\n\nBCa bootstrap intervals of the mean \
-         ({} resamples); two-sided sign-flip test; Holm over {} tests: alpha = {} needs at least \
+         ({} resamples); two-sided sign-flip test.\nHolm over {} tests: alpha = {} needs at least \
          {needed} seeds.",
         plain(&judged.reference, style),
         table.trim_fmt(),

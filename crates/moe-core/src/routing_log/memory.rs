@@ -42,7 +42,12 @@ impl Memory {
     }
 
     /// Remembers a choice if there is room.
-    pub(super) fn take(&mut self, layer: &LayerId, token: u64, choice: Choice) -> Result<(), Twice> {
+    pub(super) fn take(
+        &mut self,
+        layer: &LayerId,
+        token: u64,
+        choice: Choice,
+    ) -> Result<(), Twice> {
         if !self.now.contains_key(layer) {
             self.now.insert(layer.clone(), Choices::new());
         }
@@ -90,9 +95,9 @@ impl Tally {
 
     /// Instability between this layer and the next one, over the tokens that both routed.
     fn look_up(&mut self, lower: &Choices, upper: &Choices) {
-        let both = lower.iter().filter_map(|(token, choice)| {
-            Some((choice.first?, upper.get(token)?.first?))
-        });
+        let both = lower
+            .iter()
+            .filter_map(|(token, choice)| Some((choice.first?, upper.get(token)?.first?)));
         let (lower_t, upper_t): (Vec<usize>, Vec<usize>) = both.unzip();
         let instability = layer_instability(ArrayView1::from(&lower_t), ArrayView1::from(&upper_t));
         if let Ok(instability) = instability {

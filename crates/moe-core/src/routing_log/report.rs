@@ -125,7 +125,8 @@ impl Totals {
             load_entropy: mean(|l| l.load_entropy),
             dead_experts: layers.iter().map(|l| l.dead_experts).sum(),
             dead_expert_proportion: mean(|l| Some(l.dead_expert_proportion)).unwrap_or(0.0),
-            fraction_tokens_left_behind: mean(|l| Some(l.fraction_tokens_left_behind)).unwrap_or(0.0),
+            fraction_tokens_left_behind: mean(|l| Some(l.fraction_tokens_left_behind))
+                .unwrap_or(0.0),
             router_confidence: mean(|l| l.router_confidence),
             gate_entropy: mean(|l| l.gate_entropy),
             routing_fluctuation: mean(|l| l.routing_fluctuation),

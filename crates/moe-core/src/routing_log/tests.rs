@@ -98,7 +98,8 @@ fn fluctuation_by_hand() {
 fn another_input_is_another_token() {
     let mut log = log(2);
     for (step, input, expert) in [(0, 65, 0), (1, 66, 1), (2, 66, 1)] {
-        let token = Token { input: Some(input), ..Token::chose(0, &[expert][..]) };
+        let expert_k = [expert];
+        let token = Token { input: Some(input), ..Token::chose(0, &expert_k) };
         log.add(step, &layer(0), &token).unwrap();
     }
     let report = log.finish().unwrap();
@@ -153,10 +154,8 @@ fn blocks_of_a_model_are_no_neighbours() {
 /// Experts 0 and 1 each take two of four tokens, together once: 1/4 over 1/2 * 1/2.
 #[test]
 fn coactivation_by_hand() {
-    let report = read(
-        4,
-        &[(0, 0, 0, &[1, 0]), (0, 0, 1, &[0, 2]), (0, 0, 2, &[1, 2]), (0, 0, 3, &[2, 3])],
-    );
+    let report =
+        read(4, &[(0, 0, 0, &[1, 0]), (0, 0, 1, &[0, 2]), (0, 0, 2, &[1, 2]), (0, 0, 3, &[2, 3])]);
     let pairs = &report.layers[0].coactivation;
     assert_eq!(pairs[0], Pair { experts: [0, 1], share: 0.25, lift: Some(1.0) });
     assert_eq!(pairs.len(), 4);
@@ -168,7 +167,8 @@ fn coactivation_by_hand() {
 fn specialisation_by_hand() {
     let mut log = log(2);
     for (id, label) in ["vowel", "consonant", "vowel", "consonant"].into_iter().enumerate() {
-        let token = Token { label: Some(label), ..Token::chose(id as u64, &[id % 2][..]) };
+        let expert_k = [id % 2];
+        let token = Token { label: Some(label), ..Token::chose(id as u64, &expert_k) };
         log.add(0, &layer(0), &token).unwrap();
     }
     let found = log.finish().unwrap().layers[0].specialisation.unwrap();
@@ -201,21 +201,12 @@ fn memory_is_bounded() {
 fn what_cannot_be_is_refused() {
     let refused = |token: Token<'_>| log(4).add(0, &layer(0), &token).unwrap_err().to_string();
     let two = Token::chose(0, &[0, 3]);
-    assert_eq!(
-        refused(Token::chose(0, &[0, 4])),
-        "experts: 4, expected numbers below 4"
-    );
+    assert_eq!(refused(Token::chose(0, &[0, 4])), "experts: 4, expected numbers below 4");
     assert_eq!(refused(Token::chose(0, &[1, 1])), "experts: [1, 1], expected each expert once");
-    assert_eq!(
-        refused(Token { weight_k: Some(&[1.0]), ..two }),
-        "weights: 1 values, expected 2"
-    );
+    assert_eq!(refused(Token { weight_k: Some(&[1.0]), ..two }), "weights: 1 values, expected 2");
     assert_eq!(refused(Token { kept_k: Some(&[]), ..two }), "kept: 0 values, expected 2");
     let nan = [f64::NAN, 0.0];
-    assert_eq!(
-        refused(Token { weight_k: Some(&nan), ..two }),
-        "weights: expected finite numbers"
-    );
+    assert_eq!(refused(Token { weight_k: Some(&nan), ..two }), "weights: expected finite numbers");
     assert!(refused(Token { gate_e: Some(&[0.5, 0.2]), ..two }).contains("sum 0.7"));
     assert!(refused(Token { gate_e: Some(&[0.2; 5]), ..two }).contains("5 values"));
     let mut open = RoutingLog::new(LogOptions { labels: 1, ..LogOptions::default() });
