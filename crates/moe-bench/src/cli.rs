@@ -34,6 +34,10 @@ enum Command {
     },
     /// Compute every routing measure of a log that any program wrote; the format is in docs/routing-log.md.
     Inspect(InspectArgs),
+    /// Hold short runs of every router against committed baselines; `cargo xtask bench --check` calls it.
+    Gate(GateArgs),
+    /// Time two builds of this program in turns; `cargo xtask bench --ab COMMIT` calls it.
+    Ab(AbArgs),
     /// Run conformance cases: numbers made elsewhere, on every implementation.
     Conform(ConformArgs),
     /// Time every way to run a sparse layer, in turns, against the dense products.
@@ -149,6 +153,35 @@ pub struct EvalArgs {
     /// Where to compute.
     #[command(flatten)]
     pub machine: MachineArgs,
+}
+
+/// Flags of `moe gate`.
+#[derive(Debug, Args)]
+pub struct GateArgs {
+    /// File of the baselines.
+    #[arg(long, default_value = "benches/baselines/routers.json")]
+    pub baselines: PathBuf,
+    /// Record instead of checking.
+    #[arg(long)]
+    pub bless: bool,
+    /// These routers only.
+    #[arg(long, value_delimiter = ',', conflicts_with = "bless")]
+    pub routers: Vec<String>,
+}
+
+/// Flags of `moe ab`.
+#[derive(Debug, Args)]
+pub struct AbArgs {
+    /// The earlier build of this program.
+    pub before: PathBuf,
+    /// The later one.
+    pub after: PathBuf,
+    /// Router of the timed run.
+    #[arg(long, default_value = "smoe")]
+    pub router: String,
+    /// Rounds of one run each.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(6..))]
+    pub rounds: u64,
 }
 
 /// Flags of `moe inspect`.
@@ -268,6 +301,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Eval(args) => commands::eval(&args),
         Command::Compare(args) => commands::compare(&args),
         Command::Report { dir } => commands::report(&dir),
+        Command::Gate(args) => crate::gate::run(&args),
+        Command::Ab(args) => crate::gate::ab::run(&args),
         Command::Inspect(args) => commands::inspect(&args),
         Command::Conform(args) => crate::conform::run(&args),
         Command::Speed(args) => commands::speed(&args),

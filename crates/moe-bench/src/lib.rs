@@ -11,6 +11,7 @@ pub mod compare;
 pub mod conform;
 pub mod environment;
 pub mod error;
+pub mod gate;
 pub mod inspect;
 pub mod log;
 pub mod method;

@@ -9,7 +9,7 @@ use crate::run::Prepared;
 use anyhow::{Context, Result};
 use moe_data::Split;
 use moe_routers::convert::{to_host_i64, to_host1};
-use moe_routers::{Chosen, TensorPlan};
+use moe_routers::{Chosen, Routing, TensorPlan};
 use moe_train::Scored;
 use serde::Serialize;
 use serde_json::json;
@@ -25,7 +25,7 @@ struct BatchLine<'a> {
     layer: usize,
     token: u64,
     input: &'a [i64],
-    experts: Vec<Vec<i64>>,
+    experts: Vec<Vec<usize>>,
     weights: Vec<Vec<f64>>,
     kept: Vec<Vec<bool>>,
 }
@@ -76,18 +76,10 @@ impl Writer {
     fn batch(&mut self, scored: &Scored) -> Result<()> {
         let input = self.inputs.next().unwrap_or_default();
         for trace in &scored.traces {
-            let (experts, weights, kept) = match (&trace.routing.chosen, &trace.routing.plan) {
-                (Some(chosen), _) => of_choices(chosen),
-                (None, TensorPlan::Sparse(rows)) => of_rows(
-                    input.len(),
-                    (&to_host_i64(&rows.token_n), &to_host_i64(&rows.load_e)),
-                    &to_host1(&rows.weight_n).to_vec(),
-                ),
-                (None, TensorPlan::Soft(_)) => {
-                    let message = "--routing-log: this router mixes all tokens for every expert; it \
-                                   decides nothing that could be logged";
-                    return Err(Misuse::new(message).into());
-                }
+            let Some(Decisions { experts, weights, kept }) = Decisions::of(&trace.routing) else {
+                let message = "--routing-log: this router mixes all tokens for every expert; it \
+                               decides nothing that could be logged";
+                return Err(Misuse::new(message).into());
             };
             let (step, layer, token) = (self.step, trace.layer, self.first);
             let line = BatchLine { step, layer, token, input: &input, experts, weights, kept };
@@ -99,39 +91,67 @@ impl Writer {
     }
 }
 
-type Decisions = (Vec<Vec<i64>>, Vec<Vec<f64>>, Vec<Vec<bool>>);
+/// What was decided about every token of a batch, over all groups: `[t][k]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decisions {
+    /// The chosen experts, best first; of what experts chose, the heaviest first.
+    pub experts: Vec<Vec<usize>>,
+    /// Their combine weights.
+    pub weights: Vec<Vec<f64>>,
+    /// Which choices found room.
+    pub kept: Vec<Vec<bool>>,
+}
 
-/// What tokens chose, and which choices found room.
-fn of_choices(chosen: &Chosen) -> Decisions {
-    let choices = &chosen.choices;
-    let k = choices.expert_gtk.size()[2] as usize;
-    let (slots, order) = chosen.room;
-    let place_n = to_host_i64(&choices.positions(chosen.experts, order));
-    let room = slots.map_or(i64::MAX, |slots| slots as i64);
-    let kept: Vec<bool> = place_n.iter().map(|place| (0..room).contains(place)).collect();
-    (
-        rows(&to_host_i64(&choices.expert_gtk), k),
-        rows(&to_host1(&choices.gate_gtk.flatten(0, -1)).to_vec(), k),
-        rows(&kept, k),
-    )
+impl Decisions {
+    /// The decisions of a layer; `None` where every expert reads mixtures of all tokens.
+    pub fn of(routing: &Routing) -> Option<Self> {
+        match (&routing.chosen, &routing.plan) {
+            (Some(chosen), _) => Some(Self::of_choices(chosen)),
+            (None, TensorPlan::Sparse(rows)) => Some(Self::of_rows(
+                (rows.groups * rows.tokens) as usize,
+                (&to_host_i64(&rows.token_n), &to_host_i64(&rows.load_e)),
+                &to_host1(&rows.weight_n).to_vec(),
+            )),
+            (None, TensorPlan::Soft(_)) => None,
+        }
+    }
+
+    /// What tokens chose, and which choices found room.
+    fn of_choices(chosen: &Chosen) -> Self {
+        let choices = &chosen.choices;
+        let k = choices.expert_gtk.size()[2] as usize;
+        let (slots, order) = chosen.room;
+        let place_n = to_host_i64(&choices.positions(chosen.experts, order));
+        let room = slots.map_or(i64::MAX, |slots| slots as i64);
+        let kept: Vec<bool> = place_n.iter().map(|place| (0..room).contains(place)).collect();
+        let expert_n: Vec<usize> =
+            to_host_i64(&choices.expert_gtk).into_iter().map(|e| e as usize).collect();
+        Self {
+            experts: rows(&expert_n, k),
+            weights: rows(&to_host1(&choices.gate_gtk.flatten(0, -1)).to_vec(), k),
+            kept: rows(&kept, k),
+        }
+    }
+
+    /// Where experts choose: the experts that read each token, the heaviest first.
+    fn of_rows(tokens: usize, (token_n, load_e): (&[i64], &[i64]), weight_n: &[f64]) -> Self {
+        let expert_n =
+            (0usize..).zip(load_e).flat_map(|(e, &n)| std::iter::repeat_n(e, n as usize));
+        let mut read_t: Vec<Vec<(usize, f64)>> = vec![Vec::new(); tokens];
+        for ((&token, &weight), expert) in token_n.iter().zip(weight_n).zip(expert_n) {
+            read_t[token as usize].push((expert, weight));
+        }
+        read_t.iter_mut().for_each(|read| read.sort_by(|a, b| b.1.total_cmp(&a.1)));
+        Self {
+            experts: read_t.iter().map(|read| read.iter().map(|(e, _)| *e).collect()).collect(),
+            weights: read_t.iter().map(|read| read.iter().map(|(_, w)| *w).collect()).collect(),
+            kept: read_t.iter().map(|read| vec![true; read.len()]).collect(),
+        }
+    }
 }
 
 fn rows<T: Clone>(values: &[T], k: usize) -> Vec<Vec<T>> {
     values.chunks(k).map(<[T]>::to_vec).collect()
-}
-
-/// Where experts choose: the experts that read each token, the heaviest first.
-fn of_rows(tokens: usize, (token_n, load_e): (&[i64], &[i64]), weight_n: &[f64]) -> Decisions {
-    let expert_n = (0i64..).zip(load_e).flat_map(|(e, &n)| std::iter::repeat_n(e, n as usize));
-    let mut read_t: Vec<Vec<(i64, f64)>> = vec![Vec::new(); tokens];
-    for ((&token, &weight), expert) in token_n.iter().zip(weight_n).zip(expert_n) {
-        read_t[token as usize].push((expert, weight));
-    }
-    read_t.iter_mut().for_each(|read| read.sort_by(|a, b| b.1.total_cmp(&a.1)));
-    let experts = read_t.iter().map(|read| read.iter().map(|(e, _)| *e).collect()).collect();
-    let weights = read_t.iter().map(|read| read.iter().map(|(_, w)| *w).collect()).collect();
-    let kept = read_t.iter().map(|read| vec![true; read.len()]).collect();
-    (experts, weights, kept)
 }
 
 #[cfg(test)]
@@ -141,9 +161,9 @@ mod tests {
     /// Expert 0 reads tokens 2 and 0, expert 1 token 2: token 1 is left behind.
     #[test]
     fn rows_become_decisions() {
-        let (experts, weights, kept) = of_rows(3, (&[2, 0, 2], &[2, 1]), &[0.25, 1.0, 0.5]);
-        assert_eq!(experts, [vec![0], vec![], vec![1, 0]]);
-        assert_eq!(weights, [vec![1.0], vec![], vec![0.5, 0.25]]);
-        assert_eq!(kept, [vec![true], vec![], vec![true, true]]);
+        let found = Decisions::of_rows(3, (&[2, 0, 2], &[2, 1]), &[0.25, 1.0, 0.5]);
+        assert_eq!(found.experts, [vec![0], vec![], vec![1, 0]]);
+        assert_eq!(found.weights, [vec![1.0], vec![], vec![0.5, 0.25]]);
+        assert_eq!(found.kept, [vec![true], vec![], vec![true, true]]);
     }
 }
