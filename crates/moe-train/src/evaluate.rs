@@ -134,7 +134,7 @@ impl fmt::Debug for EvalPlan<'_> {
 pub fn evaluate<B>(
     plan: &EvalPlan<'_>,
     batches: impl Iterator<Item = B>,
-    score: impl Fn(&B, &RouteCx<'_>) -> Result<Scored, TrainError>,
+    mut score: impl FnMut(&B, &RouteCx<'_>) -> Result<Scored, TrainError>,
 ) -> Result<EvalReport, TrainError> {
     let _guard = tch::no_grad_guard();
     let mut totals = Totals::default();

@@ -24,6 +24,7 @@ struct BatchLine<'a> {
     step: u64,
     layer: usize,
     token: u64,
+    #[serde(skip_serializing_if = "<[i64]>::is_empty")]
     input: &'a [i64],
     experts: Vec<Vec<usize>>,
     weights: Vec<Vec<f64>>,
@@ -49,11 +50,11 @@ pub fn decisions(
 ) -> Result<EvalLine> {
     let recipe = prepared.recipe();
     let (batch, sequence) = (recipe.train.batch, recipe.train.sequence);
-    let inputs = prepared.data().eval_batches(split, batch, sequence)?;
-    let inputs: Vec<Vec<i64>> = inputs
-        .take(batches.unwrap_or(usize::MAX))
-        .map(|batch| batch.x_bt.iter().copied().collect())
-        .collect();
+    let windows = prepared.data().eval_batches(split, batch, sequence)?;
+    // A model with a memory reads its texts side by side, not in these windows.
+    let known = batches.unwrap_or(usize::MAX) * usize::from(recipe.model.span.is_none());
+    let inputs: Vec<Vec<i64>> =
+        windows.take(known).map(|batch| batch.x_bt.iter().copied().collect()).collect();
     let context = || format!("cannot write {}", path.display());
     let mut file = BufWriter::new(File::create(path).with_context(context)?);
     let header = json!({ "format": FORMAT, "num_experts": recipe.model.experts });
@@ -86,7 +87,7 @@ impl Writer {
             serde_json::to_writer(&mut self.file, &line)?;
             self.file.write_all(b"\n")?;
         }
-        self.first += input.len() as u64;
+        self.first += scored.count as u64;
         Ok(())
     }
 }
