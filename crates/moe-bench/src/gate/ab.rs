@@ -88,8 +88,9 @@ fn seconds(program: &Path, recipe: &Path, router: &str, scratch: &Path) -> Resul
     let _ = fs::remove_dir_all(&out);
     let mut command = Command::new(program);
     command.arg("train").arg(recipe).arg("--out").arg(&out).args(["--threads", "1"]);
-    SETS.iter().for_each(|set| drop(command.args(["--set", set])));
-    command.arg("--set").arg(format!("router='{router}'"));
+    let router = format!("router='{router}'");
+    let sets = SETS.iter().copied().chain([router.as_str()]);
+    command.args(sets.flat_map(|set| ["--set", set]));
     command.env("RAYON_NUM_THREADS", "1").env("OMP_NUM_THREADS", "1");
     let output =
         command.output().map_err(|e| Misuse::new(format!("{}: {e}", program.display())))?;
