@@ -19,7 +19,7 @@ use short_run::ShortRun;
 use std::fs;
 
 /// Seeds whose runs span the bands of routing measures; the first one's losses are the golden curve.
-const SEEDS: [u64; 4] = [0, 1, 2, 3];
+const SEEDS: [u64; 8] = [0, 1, 2, 3, 4, 5, 6, 7];
 
 /// `moe gate`: checks, or records with `--bless`.
 ///
