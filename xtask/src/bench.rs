@@ -45,7 +45,7 @@ fn names_a_directory(args: &[String]) -> bool {
     args.iter().zip(before).any(|(arg, before)| !arg.starts_with('-') && before != "--backend")
 }
 
-fn run_program(workspace: &Workspace, env: &Env, mut command: Command) -> Result<u8> {
+pub(crate) fn run_program(workspace: &Workspace, env: &Env, mut command: Command) -> Result<u8> {
     if env.hides_rpaths() {
         workspace.add_loader_path(&mut command, env);
     }
@@ -78,23 +78,23 @@ fn preset(args: &[String]) -> &'static [&'static str] {
 }
 
 /// Wall times of the parts.
-struct Times {
+pub(crate) struct Times {
     since: Instant,
     parts: Vec<(&'static str, Duration)>,
 }
 
 impl Times {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self { since: Instant::now(), parts: Vec::new() }
     }
 
-    fn lap(&mut self, part: &'static str) {
+    pub(crate) fn lap(&mut self, part: &'static str) {
         self.parts.push((part, self.since.elapsed()));
         self.since = Instant::now();
     }
 
     /// On standard error: standard output is the comparison's.
-    fn print(&self) {
+    pub(crate) fn print(&self) {
         let part = |(name, time): &(&str, Duration)| format!("{name} {:.1} s", time.as_secs_f64());
         eprintln!("wall time: {}", self.parts.iter().map(part).collect::<Vec<_>>().join(", "));
     }

@@ -33,8 +33,17 @@ pub(crate) enum Action {
         #[arg(long, value_enum, value_name = "STEP")]
         only: Vec<Step>,
     },
-    /// Build with optimisation and run `moe compare --preset quick ARGS`
+    /// Build with optimisation and run `moe compare --preset quick ARGS`, or check the gates
     Bench {
+        /// Hold every router and kernel against the baselines in benches/baselines/
+        #[arg(long, conflicts_with_all = ["ab", "args"])]
+        check: bool,
+        /// With --check: record the baselines anew
+        #[arg(long, requires = "check")]
+        bless: bool,
+        /// Time this state and a commit in turns
+        #[arg(long, value_name = "COMMIT", conflicts_with = "args")]
+        ab: Option<String>,
         /// Arguments of `moe compare`; a --preset among them wins
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
@@ -108,9 +117,20 @@ mod tests {
     fn what_follows_bench_is_passed_on() {
         let line = ["xtask", "bench", "--preset", "full", "--seeds", "3"];
         match Cli::try_parse_from(line).unwrap().command {
-            Action::Bench { args } => assert_eq!(args, line[2..]),
+            Action::Bench { args, check: false, ab: None, .. } => assert_eq!(args, line[2..]),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn gates_take_no_arguments_of_the_comparison() {
+        let parse = |line: &[&str]| Cli::try_parse_from([&["xtask", "bench"], line].concat());
+        assert!(matches!(
+            parse(&["--check", "--bless"]).unwrap().command,
+            Action::Bench { check: true, bless: true, .. }
+        ));
+        assert!(parse(&["--bless"]).is_err() && parse(&["--check", "--seeds", "3"]).is_err());
+        assert!(parse(&["--check", "--ab", "HEAD"]).is_err());
     }
 
     #[test]

@@ -37,6 +37,14 @@ pub(crate) fn require(env: &Env) -> Result<()> {
     }
 }
 
+/// The first line of what `rustc --version` says.
+pub(crate) fn rust_version() -> Result<String> {
+    let output = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .arg("--version")
+        .output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
 const AGAIN: &str = "cargo xtask setup";
 
 fn none() -> Problem {

@@ -18,6 +18,7 @@ mod compiler;
 mod deny;
 mod doctor;
 mod env;
+mod gates;
 mod hash;
 mod instructions;
 mod libtorch;
@@ -74,7 +75,9 @@ fn run(action: Action) -> Result<u8> {
         Action::Setup { force } => setup(&workspace, &env, force),
         Action::Doctor => Ok(verdict(doctor::run(&workspace, &env))),
         Action::Test { only } => testing::run(&workspace, &env, &only).map(verdict),
-        Action::Bench { args } => bench::run(&workspace, &env, &args),
+        Action::Bench { check: true, bless, .. } => gates::run(&workspace, &env, bless),
+        Action::Bench { ab: Some(commit), .. } => gates::compare_speed(&workspace, &env, &commit),
+        Action::Bench { args, .. } => bench::run(&workspace, &env, &args),
         Action::Conform { args } => bench::conform(&workspace, &env, &args),
         Action::Soak { minutes, every, program } => {
             soak::run(&workspace, &env, &Soak { minutes, every, program })

@@ -36,6 +36,12 @@ enum Command {
         /// Directory of a comparison.
         dir: PathBuf,
     },
+    /// Compute every routing measure of a log that any program wrote; the format is in docs/routing-log.md.
+    Inspect(InspectArgs),
+    /// Hold short runs of every router against committed baselines; `cargo xtask bench --check` calls it.
+    Gate(GateArgs),
+    /// Time two builds of this program in turns; `cargo xtask bench --ab COMMIT` calls it.
+    Ab(AbArgs),
     /// Run conformance cases: numbers made elsewhere, on every implementation.
     Conform(ConformArgs),
     /// Time every way to run a sparse layer, in turns, against the dense products.
@@ -194,12 +200,66 @@ pub struct EvalArgs {
     /// At most this many batches; the whole split if left out.
     #[arg(long)]
     pub batches: Option<usize>,
+    /// Write every routing decision to this file, for `moe inspect`.
+    #[arg(long, value_name = "FILE")]
+    pub routing_log: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
     /// Where to compute.
     #[command(flatten)]
     pub machine: MachineArgs,
+}
+
+/// Flags of `moe gate`.
+#[derive(Debug, Args)]
+pub struct GateArgs {
+    /// File of the baselines.
+    #[arg(long, default_value = "benches/baselines/routers.json")]
+    pub baselines: PathBuf,
+    /// Record instead of checking.
+    #[arg(long)]
+    pub bless: bool,
+    /// These routers only.
+    #[arg(long, value_delimiter = ',', conflicts_with = "bless")]
+    pub routers: Vec<String>,
+}
+
+/// Flags of `moe ab`.
+#[derive(Debug, Args)]
+pub struct AbArgs {
+    /// The earlier build of this program.
+    pub before: PathBuf,
+    /// The later one.
+    pub after: PathBuf,
+    /// Router of the timed run.
+    #[arg(long, default_value = "smoe")]
+    pub router: String,
+    /// Rounds of one run each.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(6..))]
+    pub rounds: u64,
+}
+
+/// Flags of `moe inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A log, one JSON object a line; `-` is standard input.
+    pub log: PathBuf,
+    /// Experts of a layer; the log's header, else the largest index seen plus 1, if left out.
+    #[arg(long)]
+    pub experts: Option<usize>,
+    /// Tokens of a layer that are remembered to be compared with themselves later.
+    #[arg(long, default_value_t = 1 << 14)]
+    pub memory: usize,
+    /// Take a token's `input` for its label where it has none.
+    #[arg(long)]
+    pub label_input: bool,
+    /// Write a page with heat maps.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `moe compare`.
@@ -211,6 +271,9 @@ pub struct CompareArgs {
     /// Routers, comma-separated, as `name` or `name:preset`; all that a comparison enters if left out.
     #[arg(long, value_delimiter = ',')]
     pub routers: Vec<String>,
+    /// Router that verdicts refer to; `smoe` if it is compared, else `dense`, if left out.
+    #[arg(long)]
+    pub reference: Option<String>,
     /// Number of seeds; the preset's if left out.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub seeds: Option<u64>,
@@ -297,6 +360,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Compare(args) => commands::compare(&args),
         Command::Checkpoint(CheckpointCommand::Verify { dir }) => crate::verify::run(&dir),
         Command::Report { dir } => commands::report(&dir),
+        Command::Gate(args) => crate::gate::run(&args),
+        Command::Ab(args) => crate::gate::ab::run(&args),
+        Command::Inspect(args) => commands::inspect(&args),
         Command::Conform(args) => crate::conform::run(&args),
         Command::Speed(args) => commands::speed(&args),
         Command::Data { action } => commands::data(&action),

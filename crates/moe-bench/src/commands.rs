@@ -5,7 +5,9 @@
     reason = "a command line tool talks to its terminal"
 )]
 
-use crate::cli::{CompareArgs, DataAction, EvalArgs, PapersArgs, SpeedArgs, TrainArgs};
+use crate::cli::{
+    CompareArgs, DataAction, EvalArgs, InspectArgs, PapersArgs, SpeedArgs, TrainArgs,
+};
 use crate::compare::{Comparison, default_out};
 use crate::environment::{environment, hardware_threads};
 use crate::error::Misuse;
@@ -135,7 +137,11 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     }
     let device = args.machine.ready()?;
     let prepared = load(&args.run, &args.sets, device, &stop)?;
-    let line = prepared.evaluate(args.split.into(), args.batches)?;
+    let split = args.split.into();
+    let line = match &args.routing_log {
+        Some(path) => crate::inspect::write::decisions(&prepared, (split, args.batches), path)?,
+        None => prepared.evaluate(split, args.batches)?,
+    };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&line)?);
         return Ok(());
@@ -164,6 +170,21 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
             layer.gate_entropy,
             100.0 * layer.fraction_tokens_left_behind
         );
+    }
+    Ok(())
+}
+
+/// `moe inspect`.
+///
+/// # Errors
+/// A log that cannot be read, a line that is none of a routing log, or a page that cannot be written.
+pub fn inspect(args: &InspectArgs) -> Result<()> {
+    let report = crate::inspect::inspect(args)?;
+    crate::inspect::write_page(args, &report)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", crate::inspect::table(&report));
     }
     Ok(())
 }

@@ -9,7 +9,8 @@ use crate::recipe::Recipe;
 use crate::results::{Results, Row, SCHEMA};
 use crate::subject::Subject;
 use crate::summary::summarise;
-use crate::terms::{terms, unequal_sizes};
+use crate::terms::{is_causal, terms, unequal_sizes};
+use crate::verdict::{default_reference, judge};
 use crate::worker::unless_stopped;
 use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -63,6 +64,7 @@ pub fn entered() -> Vec<String> {
 pub struct Comparison {
     preset: String,
     base: Recipe,
+    reference: String,
     cells: Vec<Cell>,
     pool: Pool,
     out: PathBuf,
@@ -80,6 +82,7 @@ impl Comparison {
         sets.extend(args.data.iter().map(|data| format!("data.source='{data}'")));
         let base = Recipe::parse(preset.recipe, &sets)?;
         let routers = if args.routers.is_empty() { entered() } else { args.routers.clone() };
+        let reference = reference(args.reference.as_deref(), &routers)?;
         let out = args.out.clone().unwrap_or_else(|| default_out(preset.name));
         let cells = cells(&base, &routers, args.seeds.unwrap_or(preset.seeds), &out)?;
         for cell in &cells {
@@ -91,7 +94,7 @@ impl Comparison {
         let (device, deterministic) =
             (device_name(args.machine.device), args.machine.deterministic);
         let pool = Pool { jobs, threads, device, deterministic };
-        Ok(Self { preset: preset.name.into(), base, cells, pool, out })
+        Ok(Self { preset: preset.name.into(), base, reference, cells, pool, out })
     }
 
     /// Directory of the comparison.
@@ -116,12 +119,18 @@ impl Comparison {
         bars.total.finish_and_clear();
         let rows = self.rows(&ends);
         terms.unequal.extend(unequal_sizes(&rows));
-        let summary = summarise(&rows);
-        let preset = self.preset.clone();
-        let results = Results { schema: SCHEMA.into(), environment, preset, terms, rows, summary };
+        let judgements = Some(judge(&rows, &self.reference, &|router| self.causal(router)));
+        let summary = summarise(&rows, judgements.as_ref());
+        let (schema, preset) = (SCHEMA.into(), self.preset.clone());
+        let results = Results { schema, environment, preset, terms, rows, summary, judgements };
         write(&self.out, &results)?;
         let stopped = stop.load(Ordering::Relaxed) && ends.contains(&CellEnd::Stopped);
         Ok((results, stopped))
+    }
+
+    /// Whether the losses of a router may be compared with others'.
+    fn causal(&self, router: &str) -> bool {
+        self.cells.iter().find(|cell| cell.router == router).is_some_and(is_causal)
     }
 
     /// Rows of the cells that ended, router by router.
@@ -131,6 +140,19 @@ impl Comparison {
         let place = |row: &Row| self.cells.iter().position(|cell| cell.router == row.router);
         rows.sort_by_key(|row| (place(row), row.seed));
         rows
+    }
+}
+
+/// The router that verdicts refer to: the one asked for, which has to be among those compared.
+fn reference(asked: Option<&str>, routers: &[String]) -> Result<String, Misuse> {
+    let names: Vec<&str> = routers.iter().map(String::as_str).collect();
+    match asked.or_else(|| default_reference(&names)) {
+        Some(name) if names.contains(&name) => Ok(name.into()),
+        name => Err(Misuse::new(format!(
+            "--reference {}: choose one of the routers compared: {}",
+            name.unwrap_or_default(),
+            names.join(", ")
+        ))),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The comparison as one HTML page that needs nothing else: no network, no fonts, no scripts.
 
+mod against;
 mod chart;
 mod clip;
 mod cost;
@@ -46,6 +47,7 @@ pub fn html(results: &Results) -> Result<String, ReportError> {
     let body = [
         header::render(&view),
         leaderboard::render(&view),
+        against::render(&view),
         losses::render(&view)?,
         deltas::render(&view)?,
         cost::render(&view)?,
@@ -54,13 +56,31 @@ pub fn html(results: &Results) -> Result<String, ReportError> {
         notes::failures(&view),
         notes::footer(&view),
     ];
-    Ok(format!(
+    let title = format!("Routers compared: {}", Text(&results.preset));
+    Ok(document(&title, &body.concat()))
+}
+
+fn document(title: &str, body: &str) -> String {
+    format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n<meta \
-         name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n<title>Routers \
-         compared: {}</title>\n<style>\n{}{}</style>\n</head>\n<body>\n{}</body>\n</html>\n",
-        Text(&results.preset),
+         name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n<title>{title}\
+         </title>\n<style>\n{}{}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
         palette::rules(chart::FINE),
         include_str!("report/report.css"),
-        body.concat()
-    ))
+    )
+}
+
+/// A page about one routing log: its loads at the end and over time, and its measures as `text`.
+pub(crate) fn log_page(name: &str, usage: &[(u64, Vec<Vec<f64>>)], text: &str) -> String {
+    let name = Text(name).to_string();
+    let maps = grid::Grid::new(usage).map_or_else(String::new, |grid| {
+        let (end, time) = (heat::end_map(&grid, &name), heat::time_map(&grid, &name));
+        format!("{}<figure class=\"card\">{end}{time}</figure>", heat::colour_key())
+    });
+    let lede = "Rows that each expert received over an equal share, at the end of the log and on the \
+                way there; 1 is uniform load.";
+    let loads = markup::section("load", "Expert load", lede, &maps);
+    let measures = format!("<div class=\"scroll\" tabindex=\"0\"><pre>{}</pre></div>", Text(text));
+    let measures = markup::section("measures", "Measures", "", &measures);
+    document(&name, &format!("<header><h1>Routing log {name}</h1></header>\n{measures}{loads}"))
 }

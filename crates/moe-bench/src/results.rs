@@ -2,6 +2,7 @@
 //!
 //! Axis letters: `l` sparse layers, `e` experts.
 
+use moe_core::stats::Paired;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -23,6 +24,9 @@ pub struct Results {
     pub rows: Vec<Row>,
     /// One entry per router, in the order of the table.
     pub summary: Vec<RouterSummary>,
+    /// Every router against the reference; absent in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judgements: Option<Judgements>,
 }
 
 /// Commit, machine and versions.
@@ -140,6 +144,40 @@ pub struct RouterSummary {
     pub failed: usize,
     /// Scalar fields of [`Metrics`] by name.
     pub metrics: BTreeMap<String, Spread>,
-    /// `better`, `worse`, `no difference`, or `no verdict` (too few seeds), against the reference router.
+    /// Against the reference router: `better` or `worse` where the test says so, `no difference` where it
+    /// could have, `no verdict` (too few seeds, failed runs), `not comparable` (not causal), `reference`.
+    pub verdict: String,
+}
+
+/// Every router against one reference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Judgements {
+    /// The router that the others are compared with.
+    pub reference: String,
+    /// The measure, a scalar field of [`Metrics`]; lower is better.
+    pub measure: String,
+    /// Significance level of the whole family.
+    pub alpha: f64,
+    /// Tests that Holm's correction runs over.
+    pub family: usize,
+    /// Resamples of the bootstrap.
+    pub resamples: usize,
+    /// One entry per router that shares at least two seeds with the reference.
+    pub entries: Vec<Judgement>,
+}
+
+/// One router against the reference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Judgement {
+    /// The router.
+    pub router: String,
+    /// Seeds that both finished, in the order of `differences`.
+    pub seeds: Vec<u64>,
+    /// Differences, interval, test and effect size.
+    #[serde(flatten)]
+    pub paired: Paired,
+    /// The p-value after Holm's correction; absent for a router outside the family.
+    pub p_holm: Option<f64>,
+    /// As in [`RouterSummary::verdict`].
     pub verdict: String,
 }

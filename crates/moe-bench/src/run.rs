@@ -19,7 +19,7 @@ use crate::worker::unless_stopped;
 use anyhow::{Context, Result};
 use moe_data::Split;
 use moe_routers::ParamStore;
-use moe_train::{Advance, Disk, StepReport, Trainer, checkpoint};
+use moe_train::{Advance, Disk, EvalReport, Scored, StepReport, Trainer, checkpoint};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -163,6 +163,16 @@ impl Prepared {
     /// The trainer, for evaluation of a loaded checkpoint.
     pub fn trainer_mut(&mut self) -> &mut Trainer {
         &mut self.trainer
+    }
+
+    /// Steps that the present weights have seen.
+    pub fn steps_taken(&self) -> u64 {
+        self.trainer.steps_taken()
+    }
+
+    /// What is trained, and how.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
     }
 
     /// The data.
@@ -313,10 +323,30 @@ impl Prepared {
         let start = Instant::now();
         let evaluate = || Ok(self.trainer.evaluate(split, batches)?);
         let report = limits::within(&self.recipe, evaluate)?;
+        Ok(self.line(split, report, start))
+    }
+
+    /// The step of the present weights, and what routers decide on `split`: `watch` sees every batch.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate`].
+    pub fn watch(
+        &self,
+        split: Split,
+        batches: Option<usize>,
+        watch: &dyn Fn(&Scored),
+    ) -> Result<EvalLine> {
+        let start = Instant::now();
+        let evaluate = || Ok(self.trainer.evaluate_watched(split, batches, watch)?);
+        let report = limits::within(&self.recipe, evaluate)?;
+        Ok(self.line(split, report, start))
+    }
+
+    fn line(&self, split: Split, report: EvalReport, start: Instant) -> EvalLine {
         let step = self.trainer.steps_taken();
         let bits_per_byte = self.subject.bits_per_byte(split, report.loss);
         let seconds = start.elapsed().as_secs_f64();
-        Ok(EvalLine { step, split: split.name().into(), bits_per_byte, seconds, report })
+        EvalLine { step, split: split.name().into(), bits_per_byte, seconds, report }
     }
 
     fn metrics(&self, log: &Log) -> Metrics {

@@ -3,17 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::results::{Metrics, Results, RouterSummary, Row, Spread};
+use crate::results::{Judgements, Metrics, Results, RouterSummary, Row, Spread};
+use crate::verdict;
 
 /// Seeds below which a comparison never speaks of better or worse.
 pub const VERDICT_SEEDS: usize = 6;
-
-/// The verdict where nothing may be claimed.
-///
-/// Below [`VERDICT_SEEDS`] that is always so. From there on it is so for now: the paired test that
-/// would justify a claim comes with the comparison of a later step, and without a test no
-/// difference is called significant.
-pub const NO_VERDICT: &str = "no verdict";
 
 /// The control without routing: every token passes one expert of the same active size.
 pub const DENSE: &str = "dense";
@@ -26,18 +20,19 @@ pub fn is_control(router: &str) -> bool {
     router == DENSE || router == RANDOM
 }
 
-/// Summarises runs by router, in the order in which routers first appear.
+/// Summarises runs by router, in the order in which routers first appear, with the verdicts of
+/// `judgements`.
 ///
 /// A measure that is absent or not finite in any finished run has no mean and is left out of
 /// `metrics`: a mean over the healthy seeds alone would flatter a router that sometimes diverges.
-pub fn summarise(rows: &[Row]) -> Vec<RouterSummary> {
+pub fn summarise(rows: &[Row], judgements: Option<&Judgements>) -> Vec<RouterSummary> {
     let mut routers: Vec<&str> = Vec::new();
     for row in rows {
         if !routers.contains(&row.router.as_str()) {
             routers.push(&row.router);
         }
     }
-    routers.into_iter().map(|router| summarise_router(router, rows)).collect()
+    routers.into_iter().map(|router| summarise_router(router, rows, judgements)).collect()
 }
 
 /// Routers by mean validation loss, lowest first; those without one last, in their given order.
@@ -53,7 +48,7 @@ pub fn mean(entry: &RouterSummary, measure: &str) -> Option<f64> {
     entry.metrics.get(measure).map(|spread| spread.mean).filter(|mean| mean.is_finite())
 }
 
-fn summarise_router(router: &str, rows: &[Row]) -> RouterSummary {
+fn summarise_router(router: &str, rows: &[Row], judged: Option<&Judgements>) -> RouterSummary {
     let of_router = || rows.iter().filter(|row| row.router == router);
     let finished: Vec<&Metrics> = of_router().filter_map(|row| row.metrics.as_ref()).collect();
     RouterSummary {
@@ -61,7 +56,7 @@ fn summarise_router(router: &str, rows: &[Row]) -> RouterSummary {
         runs: finished.len(),
         failed: of_router().count() - finished.len(),
         metrics: spreads(&finished),
-        verdict: NO_VERDICT.to_owned(),
+        verdict: judged.map_or_else(|| verdict::NO_VERDICT.to_owned(), |j| verdict::of(j, router)),
     }
 }
 
@@ -107,6 +102,10 @@ fn spread(values: &[f64]) -> Spread {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn summarise(rows: &[Row]) -> Vec<RouterSummary> {
+        super::summarise(rows, None)
+    }
 
     fn run(router: &str, seed: u64, valid_loss: f64) -> Row {
         let metrics = Metrics { valid_loss, dead_experts: seed, ..Metrics::default() };
@@ -169,11 +168,9 @@ mod tests {
     }
 
     #[test]
-    fn no_number_of_seeds_earns_a_claim_without_a_test() {
-        for seeds in [1, 5, 6, 50] {
-            let rows: Vec<Row> = (0..seeds).map(|seed| run("a", seed, 1.0)).collect();
-            assert_eq!(summarise(&rows)[0].verdict, NO_VERDICT);
-        }
+    fn without_judgements_no_verdict() {
+        let rows: Vec<Row> = (0..50).map(|seed| run("a", seed, 1.0)).collect();
+        assert_eq!(summarise(&rows)[0].verdict, verdict::NO_VERDICT);
     }
 
     #[test]

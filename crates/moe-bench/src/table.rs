@@ -1,5 +1,6 @@
 //! The comparison as one table for people, in a terminal or in a Markdown file.
 
+mod against;
 pub(crate) mod columns;
 
 use comfy_table::presets::{ASCII_MARKDOWN, NOTHING};
@@ -23,7 +24,12 @@ pub enum Style {
 
 /// Renders the leaderboard, lowest mean validation loss first, with what is needed to read it.
 pub fn render(results: &Results, style: Style) -> String {
-    let parts = [table(results, style), notes(results, style), failures(results, style)];
+    let parts = [
+        table(results, style),
+        notes(results, style),
+        against::render(results, style),
+        failures(results, style),
+    ];
     let filled: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     filled.join("\n\n") + "\n"
 }
@@ -98,7 +104,7 @@ fn notes(results: &Results, style: Style) -> String {
 }
 
 const VERDICT_LEGEND: &str =
-    "Whether a statistical test supports a difference; below 6 finished seeds none is claimed.";
+    "Whether a test supports a difference in loss to the reference; below 6 seeds none is claimed.";
 const CONTROL_LEGEND: &str =
     "Control: `dense` has no experts to choose from, `random` chooses blindly.";
 
@@ -200,7 +206,8 @@ mod tests {
         let cells = |line: &str| line.replace("\\|", "").matches('|').count();
         let rows: Vec<usize> =
             table.lines().filter(|line| line.starts_with('|')).map(cells).collect();
-        assert_eq!(rows, [COLUMNS.len() + 3; 6]);
+        assert_eq!(rows[..6], [COLUMNS.len() + 3; 6]);
+        assert_eq!(rows[6..], [9; 4]);
         assert!(table.contains("a\\|b&lt;i>"));
     }
 

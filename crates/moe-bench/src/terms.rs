@@ -67,6 +67,12 @@ fn unequal(cell: &Cell) -> Vec<String> {
     facts
 }
 
+/// Whether neither router nor residual sees later tokens of its group.
+pub fn is_causal(cell: &Cell) -> bool {
+    let residual = || cell.recipe.residual.residual().is_ok_and(|residual| residual.causal());
+    cell.recipe.router.router().is_ok_and(|router| router.causal()) && residual()
+}
+
 /// Share by which active parameters may differ before it is said.
 const SIZE_MARGIN: f64 = 0.05;
 

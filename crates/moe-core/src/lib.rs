@@ -58,6 +58,7 @@ pub mod metrics;
 pub mod plan;
 pub mod queue;
 pub mod reference;
+pub mod routing_log;
 pub mod score;
 pub mod select;
 pub mod stats;

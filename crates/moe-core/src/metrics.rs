@@ -20,7 +20,7 @@ mod similarity;
 mod stability;
 mod word_swap;
 
-pub use collapse::{ClassWeighting, Collapse, CollapseOptions};
+pub use collapse::{ClassWeighting, Collapse, CollapseOptions, effective_rank};
 pub use corrupt::{Corruption, CorruptionDraws};
 pub use corruption_error::{CorruptionError, mean_errors};
 pub use drops::{DropStats, dropped_tokens, success_rate};

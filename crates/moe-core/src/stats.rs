@@ -1,7 +1,24 @@
-//! Statistics of repeated measurements: mean, sample standard deviation, and their summary.
+//! Statistics of repeated measurements: mean and spread; for methods paired by seed also interval, test
+//! and effect size.
+//!
+//! Draws are arguments: functions that give uniform 64-bit words. The constants in the tests come from
+//! scipy 1.17.1 (`docs/statistics.md` says how).
+
+mod bootstrap;
+#[cfg(test)]
+mod fixture;
+mod paired;
+mod permutation;
+
+pub use bootstrap::{Interval, bca_interval, resampled_means};
+pub use paired::{Paired, PairedOptions};
+pub use permutation::{SignFlip, holm, smallest_p};
 
 use crate::metrics::MetricError;
 use serde::{Deserialize, Deserializer, Serialize};
+
+/// Share by which two sums may differ and still be equal: rounding must not decide a tie.
+const TIE: f64 = 1e-12;
 
 /// Arithmetic mean; NaN without values.
 pub fn mean(values: &[f64]) -> f64 {

@@ -3,7 +3,7 @@
 use crate::experts::Experts;
 use crate::loss::LossWeights;
 use moe_core::{CapacityPolicy, RouteError};
-use moe_routers::{RouteCx, Router, Routing, TensorPlan, losses};
+use moe_routers::{Phase, RouteCx, Router, Routing, TensorPlan, losses};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 use tch::Tensor;
@@ -35,6 +35,8 @@ pub struct LayerTrace {
     pub left_behind: Tensor,
     /// What the router decided, its losses included; the next sparse layer may look back at it.
     pub routing: Routing,
+    /// What the router read, `[g, t, d]`; in evaluation only, where it holds no graph alive.
+    pub input_gtd: Option<Tensor>,
     /// Wall time of everything but carrying out plans: deciding routes, building the plan, losses.
     /// Meaningful on a CPU, where calls return when the work is done.
     pub route_time: Duration,
@@ -67,6 +69,7 @@ impl MoeLayer {
             layer: self.index,
             gate_entropy: losses::gate_entropy(&routing.gate_gte),
             left_behind: routing.plan.left_behind(),
+            input_gtd: matches!(cx.phase, Phase::Eval).then(|| x_gtd.shallow_clone()),
             routing,
             route_time,
         };

@@ -8,6 +8,7 @@ use moe_models::LayerTrace;
 use moe_routers::{Phase, RouteCx, SeededNoise};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -121,8 +122,8 @@ impl LayerReport {
 }
 
 /// Where and on how much to evaluate.
-#[derive(Debug, Clone)]
-pub struct EvalPlan {
+#[derive(Clone)]
+pub struct EvalPlan<'a> {
     /// Which part of the data.
     pub split: Split,
     /// At most this many batches; `None` is the whole split.
@@ -131,6 +132,15 @@ pub struct EvalPlan {
     pub seed: u64,
     /// When set, no further batch is begun.
     pub stop: Arc<AtomicBool>,
+    /// Sees every batch after it was scored, in order: for logs and measures of single decisions.
+    pub watch: Option<&'a dyn Fn(&Scored)>,
+}
+
+impl fmt::Debug for EvalPlan<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { split, batches, seed, watch, .. } = self;
+        write!(f, "{split:?}, {batches:?} batches, seed {seed}, watched: {}", watch.is_some())
+    }
 }
 
 /// Evaluates on `batches` with `score`, without a graph.
@@ -138,7 +148,7 @@ pub struct EvalPlan {
 /// # Errors
 /// The first that `score` returns; [`TrainError::Stopped`].
 pub fn evaluate<B>(
-    plan: &EvalPlan,
+    plan: &EvalPlan<'_>,
     batches: impl Iterator<Item = B>,
     mut score: impl FnMut(&B, &RouteCx<'_>) -> Result<Scored, TrainError>,
 ) -> Result<EvalReport, TrainError> {
@@ -152,6 +162,9 @@ pub fn evaluate<B>(
         let start = Instant::now();
         let scored = score(&batch, &RouteCx::new(Phase::Eval, &noise))?;
         totals.add(&scored, start.elapsed().as_secs_f64());
+        if let Some(watch) = plan.watch {
+            watch(&scored);
+        }
     }
     Ok(totals.report())
 }

@@ -95,7 +95,7 @@ impl Task for ImageTask {
         Ok((cross_entropy(&logits_bv, &batch.target_bv), traces))
     }
 
-    fn evaluate(&self, plan: &EvalPlan) -> Result<EvalReport, TrainError> {
+    fn evaluate(&self, plan: &EvalPlan<'_>) -> Result<EvalReport, TrainError> {
         let batches = self.data.eval_batches(plan.split, self.batch)?;
         let batches = batches.map(|batch| self.to_device(&batch));
         let mut report = evaluate(plan, batches, |batch, cx| self.score(batch, cx))?;

@@ -22,7 +22,7 @@ pub mod trainer;
 pub use adamw::{AdamW, AdamWConfig};
 pub use checkpoint::{CheckpointError, State};
 pub use disk::Disk;
-pub use evaluate::{EvalPlan, EvalReport, LayerReport};
+pub use evaluate::{EvalPlan, EvalReport, LayerReport, Scored};
 pub use guard::NonFinite;
 pub use image_task::ImageTask;
 pub use schedule::{Decay, Schedule};

@@ -34,7 +34,7 @@ pub trait Task: Debug {
     ///
     /// # Errors
     /// A split too short for one batch, or a router that refuses.
-    fn evaluate(&self, plan: &EvalPlan) -> Result<EvalReport, TrainError>;
+    fn evaluate(&self, plan: &EvalPlan<'_>) -> Result<EvalReport, TrainError>;
 
     /// Lets every router update what no gradient reaches, with the loads of the step just taken.
     fn after_step(&mut self, traces: &[LayerTrace]);
@@ -94,7 +94,7 @@ impl LmTask {
     /// Scores the batches of an evaluation, each after what `memory` says was before it.
     fn score(
         &self,
-        plan: &EvalPlan,
+        plan: &EvalPlan<'_>,
         batches: impl Iterator<Item = TokenBatch>,
         mut memory: Memory,
     ) -> Result<EvalReport, TrainError> {
@@ -123,7 +123,7 @@ impl Task for LmTask {
         Ok(loss)
     }
 
-    fn evaluate(&self, plan: &EvalPlan) -> Result<EvalReport, TrainError> {
+    fn evaluate(&self, plan: &EvalPlan<'_>) -> Result<EvalReport, TrainError> {
         let (batch, sequence) = (self.batch, self.sequence);
         if !self.model.remembers() {
             let batches = self.data.eval_batches(plan.split, batch, sequence)?;

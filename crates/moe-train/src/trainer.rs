@@ -3,7 +3,7 @@
 use crate::adamw::{AdamW, AdamWConfig, clip_factor, grad_norm};
 use crate::checkpoint::{self, Best, CheckpointError, Contents, Progress, State};
 use crate::disk::Disk;
-use crate::evaluate::{EvalPlan, EvalReport};
+use crate::evaluate::{EvalPlan, EvalReport, Scored};
 use crate::guard::{self, NonFinite, finite};
 use crate::schedule::{Decay, Schedule};
 use crate::task::{Draw, Task};
@@ -318,8 +318,29 @@ impl Trainer {
     /// # Errors
     /// See [`Task::evaluate`].
     pub fn evaluate(&self, split: Split, batches: Option<usize>) -> Result<EvalReport, TrainError> {
-        let stop = Arc::clone(&self.stop);
-        self.task.evaluate(&EvalPlan { split, batches, seed: self.seed, stop })
+        self.task.evaluate(&self.plan(split, batches, None))
+    }
+
+    /// As [`Self::evaluate`]; `watch` sees every batch after it was scored, in order.
+    ///
+    /// # Errors
+    /// See [`Task::evaluate`].
+    pub fn evaluate_watched(
+        &self,
+        split: Split,
+        batches: Option<usize>,
+        watch: &dyn Fn(&Scored),
+    ) -> Result<EvalReport, TrainError> {
+        self.task.evaluate(&self.plan(split, batches, Some(watch)))
+    }
+
+    fn plan<'a>(
+        &self,
+        split: Split,
+        batches: Option<usize>,
+        watch: Option<&'a dyn Fn(&Scored)>,
+    ) -> EvalPlan<'a> {
+        EvalPlan { split, batches, seed: self.seed, stop: Arc::clone(&self.stop), watch }
     }
 
     /// Takes note of an evaluation of the present weights; whether it is the best so far.

@@ -2,6 +2,7 @@
 
 use crate::results::{Environment, Metrics, Results, Row, SCHEMA, Terms};
 use crate::summary::{DENSE, RANDOM, summarise};
+use crate::verdict::judge;
 
 const STEPS: u64 = 600;
 const LAYERS: usize = 2;
@@ -43,7 +44,8 @@ pub(crate) fn results(routers: usize, seeds: u64) -> Results {
 
 /// Results of these rows.
 pub(crate) fn from_rows(rows: Vec<Row>) -> Results {
-    let summary = summarise(&rows);
+    let judgements = Some(judge(&rows, DENSE, &|_| true));
+    let summary = summarise(&rows, judgements.as_ref());
     let preset = "tiny".to_owned();
     Results {
         schema: SCHEMA.to_owned(),
@@ -52,6 +54,7 @@ pub(crate) fn from_rows(rows: Vec<Row>) -> Results {
         terms: terms(),
         rows,
         summary,
+        judgements,
     }
 }
 

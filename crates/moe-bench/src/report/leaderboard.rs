@@ -158,11 +158,11 @@ fn cell_label(entry: &Entry<'_>) -> String {
 
 fn verdict() -> String {
     format!(
-        "<p class=\"note\"><strong>Verdict.</strong> A difference between two means is called a \
-         difference only if a statistical test over seeds supports it. With fewer than \
-         {VERDICT_SEEDS} finished seeds the table never says better or worse, and <em>no \
-         verdict</em> does not mean <em>equal</em>: intervals that overlap, or do not, are a hint \
-         and not a test.</p>\n"
+        "<p class=\"note\"><strong>Verdict.</strong> Better or worse than the reference only if a \
+         paired test over seeds supports it, corrected for the number of routers. With fewer than \
+         {VERDICT_SEEDS} finished seeds the table never says better or worse. <em>No \
+         verdict</em> and <em>no difference</em> do not mean <em>equal</em>. A router that is not \
+         causal has a loss that is <em>not comparable</em>.</p>\n"
     )
 }
 

@@ -38,7 +38,7 @@ fn check_element(element: Node<'_, '_>) {
 #[test]
 fn a_full_comparison_has_all_sections() {
     let page = page(&results(8, 3));
-    for id in ["leaderboard", "curves", "deltas", "cost", "load", "terms"] {
+    for id in ["leaderboard", "against", "curves", "deltas", "cost", "load", "terms"] {
         assert!(page.contains(&format!("<section id=\"{id}\">")), "no {id}");
     }
     assert!(!page.contains("id=\"failures\""));

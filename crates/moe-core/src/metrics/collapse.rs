@@ -2,9 +2,9 @@
 //!
 //! Axis letters: `n` samples, `d` width, `k` classes.
 
-use super::MetricError;
+use super::{MetricError, entropy};
 use nalgebra::{DMatrix, SymmetricEigen};
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView2, Axis};
 use std::collections::BTreeMap;
 
 /// How much a class counts in the scatter of class means.
@@ -123,6 +123,31 @@ fn trace_with_pinv(a_dd: &Array2<f64>, b_dd: &Array2<f64>, rcond: f64) -> Result
     Ok(kept.map(|(lambda, v)| (&a * v).dot(&v) / lambda).sum())
 }
 
+/// Effective rank of samples (Roy and Vetterli 2007): `exp` of the entropy of the normalised singular
+/// values of the centred samples. Between 1, a line, and `d`; 0 if all samples are equal.
+///
+/// # Errors
+///
+/// If there are no samples or one is not finite.
+pub fn effective_rank(x_nd: ArrayView2<'_, f64>) -> Result<f64, MetricError> {
+    MetricError::check_not_empty("samples", x_nd.len())?;
+    MetricError::check_finite("samples", x_nd)?;
+    let centre_d = x_nd.mean_axis(Axis(0)).expect("there are samples");
+    let x_nd = &x_nd - &centre_d;
+    let scatter_dd = x_nd.t().dot(&x_nd);
+    MetricError::check_finite("scatters", scatter_dd.iter())?;
+    let steps = 1000 + 100 * scatter_dd.nrows();
+    let eigen = SymmetricEigen::try_new(matrix(&scatter_dd), f64::EPSILON, steps)
+        .ok_or(MetricError::NotConverged { what: "the eigenvalues of the scatter" })?;
+    // Rounding leaves what should be zero slightly below or above it.
+    let noise = eigen.eigenvalues.max() * f64::EPSILON * x_nd.ncols() as f64;
+    let singular: Vec<f64> =
+        eigen.eigenvalues.iter().filter(|v| **v > noise).map(|v| v.sqrt()).collect();
+    let total: f64 = singular.iter().sum();
+    let share_d: Array1<f64> = singular.iter().map(|value| value / total).collect();
+    Ok(if total > 0.0 { entropy(share_d.view()).exp() } else { 0.0 })
+}
+
 fn matrix(a_dd: &Array2<f64>) -> DMatrix<f64> {
     DMatrix::from_fn(a_dd.nrows(), a_dd.ncols(), |i, j| a_dd[[i, j]])
 }
@@ -131,6 +156,20 @@ fn matrix(a_dd: &Array2<f64>) -> DMatrix<f64> {
 mod tests {
     use super::*;
     use ndarray::array;
+
+    /// Singular values 2 sqrt 2 and sqrt 2: shares 2/3 and 1/3, entropy ln 3 - (2/3) ln 2.
+    #[test]
+    fn effective_rank_by_hand() {
+        let x_nd = array![[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]];
+        let want = 3.0 / 2f64.powf(2.0 / 3.0);
+        assert!((effective_rank(x_nd.view()).unwrap() - want).abs() < 1e-12);
+        // A shift changes nothing; samples on a line have rank 1, equal ones none.
+        assert!((effective_rank((&x_nd + 7.0).view()).unwrap() - want).abs() < 1e-12);
+        let line = effective_rank(array![[1.0, 2.0], [2.0, 4.0], [5.0, 10.0]].view()).unwrap();
+        assert!((line - 1.0).abs() < 1e-6, "{line}");
+        assert_eq!(effective_rank(array![[3.0, 1.0], [3.0, 1.0]].view()), Ok(0.0));
+        assert!(effective_rank(Array2::zeros((0, 2)).view()).is_err());
+    }
 
     fn of(x_nd: &Array2<f64>, label_n: &[usize], options: CollapseOptions) -> Collapse {
         Collapse::of(x_nd.view(), label_n, &options).unwrap()

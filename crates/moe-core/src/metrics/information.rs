@@ -44,6 +44,17 @@ impl Specialisation {
         let experts = below("experts", expert_n, experts, MAX_CELLS / labels)?;
         let mut count_le = Array2::zeros((labels, experts));
         label_n.iter().zip(expert_n).for_each(|(&l, &e)| count_le[[l, e]] += 1);
+        Self::of_counts(count_le)
+    }
+
+    /// As [`Specialisation::of`], from the number of samples by label and expert.
+    ///
+    /// # Errors
+    ///
+    /// If there are no samples.
+    pub fn of_counts(count_le: Array2<usize>) -> Result<Self, MetricError> {
+        let samples = count_le.sum();
+        MetricError::check_not_empty("samples", samples)?;
         let h_labels = entropy_of(count_le.sum_axis(Axis(1)).view());
         let h_experts = entropy_of(count_le.sum_axis(Axis(0)).view());
         // Not negative by mathematics; rounding disagrees when label and expert are independent.
@@ -51,7 +62,7 @@ impl Specialisation {
         let h = h_labels + h_experts;
         let commonest: usize =
             count_le.axis_iter(Axis(1)).map(|c| c.iter().copied().max().unwrap_or(0)).sum();
-        let purity = commonest as f64 / label_n.len() as f64;
+        let purity = commonest as f64 / samples as f64;
         let nmi = if h == 0.0 { 0.0 } else { 2.0 * mi / h };
         Ok(Self { count_le, mi, h_labels, h_experts, nmi, purity })
     }

@@ -48,7 +48,7 @@ impl Task for Faulty {
         Ok((loss, traces))
     }
 
-    fn evaluate(&self, plan: &EvalPlan) -> Result<EvalReport, TrainError> {
+    fn evaluate(&self, plan: &EvalPlan<'_>) -> Result<EvalReport, TrainError> {
         self.task.evaluate(plan)
     }
 
