@@ -86,8 +86,9 @@ pub struct TrainArgs {
 /// Flags of `moe speed`.
 #[derive(Debug, Args)]
 pub struct SpeedArgs {
-    /// Sizes by name (A, B, C1, C8) or as tokens/width/hidden/experts/k.
-    #[arg(long, value_delimiter = ',', default_value = "A")]
+    /// Sizes by name (A, B, C1, C8) or as tokens/width/hidden/experts/k; A if left out. For
+    /// `--pass step` those of a whole model (s, m, tiny); s if left out.
+    #[arg(long, value_delimiter = ',')]
     pub sizes: Vec<String>,
     /// Element types.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "f32")]
@@ -107,12 +108,18 @@ pub struct SpeedArgs {
     /// No new round after this many seconds per size, dtype and pass (at least 5 rounds).
     #[arg(long, default_value_t = 30.0)]
     pub seconds: f64,
+    /// For `--pass step`: which of our own models and ways take part (moe, dense-model, accumulate).
+    #[arg(long, value_delimiter = ',', default_value = "moe,dense-model")]
+    pub variants: Vec<String>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
     /// Where to compute.
     #[command(flatten)]
     pub machine: MachineArgs,
+    /// Serve rounds of a variant to another process.
+    #[arg(long, hide = true)]
+    pub serve: Option<String>,
 }
 
 /// Part of the data to evaluate on.
@@ -244,13 +251,25 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
+impl SpeedArgs {
+    /// The sizes, or `default` if none was given.
+    pub fn sizes_or(&self, default: &str) -> Vec<String> {
+        if self.sizes.is_empty() { vec![default.into()] } else { self.sizes.clone() }
+    }
+}
+
 impl MachineArgs {
+    /// Threads of one run.
+    pub fn thread_count(&self) -> usize {
+        self.threads.map_or_else(crate::environment::hardware_threads, usize::from)
+    }
+
     /// Readies libtorch: threads, and CUDA if it was asked for.
     ///
     /// # Errors
     /// A CUDA device that is not there.
     pub fn ready(&self) -> Result<Device, Misuse> {
-        let threads = self.threads.map_or_else(crate::environment::hardware_threads, usize::from);
+        let threads = self.thread_count();
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
         if let Device::Cuda(index) = self.device {
             let part = moe_torch_sys::load_cuda();

@@ -42,7 +42,7 @@ pub fn papers(args: &PapersArgs) -> Result<()> {
 /// # Errors
 /// A size or a device that cannot be used.
 pub fn speed(args: &SpeedArgs) -> Result<()> {
-    let report = crate::speed::measure(args)?;
+    let Some(report) = crate::speed::measure(args)? else { return Ok(()) };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

@@ -8,6 +8,7 @@
 pub mod adamw;
 pub mod checkpoint;
 pub mod evaluate;
+mod gradient;
 pub mod schedule;
 pub mod task;
 pub mod tensors;
@@ -16,6 +17,7 @@ pub mod trainer;
 pub use adamw::{AdamW, AdamWConfig};
 pub use checkpoint::{CheckpointError, State};
 pub use evaluate::{EvalPlan, EvalReport, LayerReport};
+pub use gradient::Phases;
 pub use schedule::{Decay, Schedule};
 pub use task::{Draw, LmTask, Task};
 pub use trainer::{StepReport, TrainConfig, TrainError, Trainer};

@@ -3,12 +3,12 @@
 use crate::adamw::{AdamW, AdamWConfig, clip_factor, grad_norm};
 use crate::checkpoint::{self, CheckpointError, Contents, State};
 use crate::evaluate::{EvalPlan, EvalReport};
+use crate::gradient::{Gradient, Phases};
 use crate::schedule::{Decay, Schedule};
-use crate::task::{Draw, Task};
+use crate::task::Task;
 use moe_core::RouteError;
 use moe_data::{DataError, Split};
-use moe_models::LayerTrace;
-use moe_routers::{ParamStore, Phase, RouteCx, SeededNoise};
+use moe_routers::ParamStore;
 use moe_torch_sys::ShimError;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -26,6 +26,9 @@ pub struct TrainConfig {
     pub stop_after: Option<u64>,
     /// Sequences of a batch.
     pub batch: usize,
+    /// Micro batches that a batch is cut into, one after another: as many times less memory for
+    /// activations, the same gradient up to rounding, but balance losses within a micro batch.
+    pub accumulate: usize,
     /// Tokens of a sequence.
     pub sequence: usize,
     /// Highest learning rate.
@@ -56,6 +59,7 @@ impl Default for TrainConfig {
             steps: 200,
             stop_after: None,
             batch: 16,
+            accumulate: 1,
             sequence: 128,
             lr: 3e-3,
             lr_floor: 0.1,
@@ -86,6 +90,10 @@ impl TrainConfig {
         ];
         if let Some((key, _)) = counts.into_iter().find(|(_, n)| *n == 0) {
             return Err((key, "0 must be at least 1".into()));
+        }
+        if self.accumulate == 0 || !self.batch.is_multiple_of(self.accumulate) {
+            let reason = format!("{} does not divide batch {}", self.accumulate, self.batch);
+            return Err(("accumulate", reason));
         }
         let below_one = [("adamw.beta1", self.adamw.beta1), ("adamw.beta2", self.adamw.beta2)];
         if let Some((key, v)) = below_one.into_iter().find(|(_, v)| !(0.0..1.0).contains(v)) {
@@ -161,6 +169,9 @@ pub struct StepReport {
     pub lr: f64,
     /// Wall time of the step.
     pub seconds: f64,
+    /// Where it went.
+    #[serde(default)]
+    pub phases: Phases,
 }
 
 /// A run between two steps.
@@ -202,30 +213,20 @@ impl Trainer {
     /// See [`TrainError`]; the weights are as they were.
     pub fn train_step(&mut self) -> Result<StepReport, TrainError> {
         let (start, step) = (Instant::now(), self.step);
-        let noise = SeededNoise::train(self.seed, step);
-        let cx = RouteCx::new(Phase::Train { step }, &noise);
-        let drawn = self.task.loss(Draw { seed: self.seed, step }, &cx);
-        let (task, traces) = drawn.map_err(|error| refused(step, error))?;
-        let loss = finite(step, "the loss", task.double_value(&[]))?;
-
         self.store.zero_grad();
-        let objective = weighted_aux(&traces).map_or(task.shallow_clone(), |aux| task + aux);
-        objective.backward();
+        let parts = self.config.accumulate;
+        let found = Gradient::accumulate(self.task.as_ref(), (self.seed, step), parts)?;
+        let Gradient { loss, aux, load_le, mut phases } = found;
+        let update = Instant::now();
         let limit = if self.config.clip > 0.0 { self.config.clip } else { f64::INFINITY };
         let grad_norm = finite(step, "the norm of the gradient", grad_norm(&self.store))?;
         let lr = self.config.schedule().at(step);
         self.optimizer.step(lr, clip_factor(grad_norm, limit))?;
-        self.task.after_step(&traces);
+        phases.update = update.elapsed().as_secs_f64();
+        self.task.after_step(&load_le);
         self.step += 1;
-        let aux = aux_values(&traces);
-        Ok(StepReport {
-            step: self.step,
-            loss,
-            aux,
-            grad_norm,
-            lr,
-            seconds: start.elapsed().as_secs_f64(),
-        })
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(StepReport { step: self.step, loss, aux, grad_norm, lr, seconds, phases })
     }
 
     /// Evaluates on `split`; `batches` of `None` is the whole split.
@@ -279,34 +280,16 @@ pub fn named(store: &ParamStore) -> Vec<(String, Tensor)> {
     store.entries().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
 }
 
-fn finite(step: u64, what: &'static str, value: f64) -> Result<f64, TrainError> {
+pub(crate) fn finite(step: u64, what: &'static str, value: f64) -> Result<f64, TrainError> {
     if value.is_finite() { Ok(value) } else { Err(TrainError::NotFinite { step, what, value }) }
 }
 
 /// Numbers that a router refused in a training step are those of a step that went wrong, as a loss is.
-fn refused(step: u64, error: TrainError) -> TrainError {
+pub(crate) fn refused(step: u64, error: TrainError) -> TrainError {
     match error {
         TrainError::Route(RouteError::NotFinite { what, value, .. }) => {
             TrainError::NotFinite { step, what, value }
         }
         error => error,
     }
-}
-
-/// What routers add to the objective.
-fn weighted_aux(traces: &[LayerTrace]) -> Option<Tensor> {
-    let all = traces.iter().flat_map(|trace| &trace.routing.aux);
-    let all = all.filter(|aux| aux.weight != 0.0); // the others are only reported
-    all.map(|aux| &aux.value * aux.weight).reduce(|sum, aux| sum + aux)
-}
-
-fn aux_values(traces: &[LayerTrace]) -> Vec<(String, f64)> {
-    let layers = traces.iter();
-    let named =
-        layers.flat_map(|trace| {
-            trace.routing.aux.iter().map(|aux| {
-                (format!("layer{}/{}", trace.layer, aux.name), aux.value.double_value(&[]))
-            })
-        });
-    named.collect()
 }
