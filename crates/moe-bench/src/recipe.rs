@@ -198,6 +198,10 @@ impl Recipe {
             let reason = format!("{sequence} exceeds model.context = {context}");
             return Err(Misuse::recipe("train.sequence", reason));
         }
+        if self.train.accumulate > 1 && self.model.span.is_some() {
+            let reason = "a model with a memory (model.span) takes its batch whole";
+            return Err(Misuse::recipe("train.accumulate", reason));
+        }
         let experts = self.model.experts as usize;
         let (router, heads) = (self.tied_router()?.router()?, self.model.heads as usize);
         let fits = router.check(experts).and_then(|()| router.check_block(heads));

@@ -83,6 +83,43 @@ pub(crate) fn eval_batches(
     })
 }
 
+/// A split cut into texts of equal length that are read side by side, stretch after stretch: what a
+/// model with a memory trains on.
+#[derive(Clone, Copy, Debug)]
+pub struct SideBySide<'a> {
+    tokens: &'a [u32],
+    batch: usize,
+    len: usize,
+}
+
+impl<'a> SideBySide<'a> {
+    /// Needs more than `batch * len` tokens, and both above 0.
+    pub(crate) fn new(tokens: &'a [u32], batch: usize, len: usize) -> Self {
+        Self { tokens, batch, len }
+    }
+
+    /// Stretches of `len` tokens in each text; at least 1.
+    pub fn stretches(&self) -> usize {
+        self.row_len() / self.len
+    }
+
+    /// Stretch `index` of every text: row `b` goes on where row `b` of the stretch before ended.
+    ///
+    /// # Panics
+    /// If `index` is not below [`Self::stretches`].
+    pub fn stretch(&self, index: usize) -> TokenBatch {
+        assert!(index < self.stretches(), "stretch {index} of {}", self.stretches());
+        let starts: Vec<usize> =
+            (0..self.batch).map(|row| row * self.row_len() + index * self.len).collect();
+        TokenBatch::gather(self.tokens, &starts, self.len)
+    }
+
+    /// The last target of the last text has to exist, hence one token less.
+    fn row_len(&self) -> usize {
+        (self.tokens.len() - 1) / self.batch
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +144,21 @@ mod tests {
         starts.sort_unstable();
         starts.dedup();
         assert_eq!(starts, [0, 1, 2, 3, 4]);
+    }
+
+    /// 14 tokens, two texts of 6: three stretches of 2, the last token only a target.
+    #[test]
+    fn texts_side_by_side_go_on() {
+        let tokens: Vec<u32> = (0..14).collect();
+        let texts = SideBySide::new(&tokens, 2, 2);
+        assert_eq!(texts.stretches(), 3);
+        let rows = |index| {
+            let TokenBatch { x_bt, y_bt } = texts.stretch(index);
+            assert_eq!(y_bt, x_bt.mapv(|id| id + 1));
+            x_bt.into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!([rows(0), rows(1), rows(2)], [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]);
+        assert_eq!(SideBySide::new(&tokens[..5], 2, 2).stretches(), 1);
     }
 
     #[test]

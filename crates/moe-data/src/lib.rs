@@ -43,7 +43,7 @@ mod split;
 mod stream;
 mod tokenizer;
 
-pub use batch::TokenBatch;
+pub use batch::{SideBySide, TokenBatch};
 pub use builtin::BUILTIN_CORPORA;
 pub use corpus::Corpus;
 pub use error::DataError;

@@ -3,7 +3,7 @@
 use std::f64::consts::LN_2;
 use std::fmt;
 
-use crate::batch::{self, TokenBatch};
+use crate::batch::{self, SideBySide, TokenBatch};
 use crate::corpus::{Corpus, Text};
 use crate::error::DataError;
 use crate::spec::TokenizerSpec;
@@ -153,6 +153,23 @@ impl TokenStream {
         len: usize,
     ) -> Result<impl ExactSizeIterator<Item = TokenBatch>, DataError> {
         Ok(batch::eval_batches(self.tokens_for(split, batch, len)?, batch, len))
+    }
+
+    /// The split as `batch` texts of equal length, read side by side in stretches of `len` tokens. The
+    /// tokens that fill no stretch of all texts are left out: at most `batch * (len + 1)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::eval_batches`], for `batch * len + 1` tokens.
+    pub fn side_by_side(
+        &self,
+        split: Split,
+        batch: usize,
+        len: usize,
+    ) -> Result<SideBySide<'_>, DataError> {
+        batch::check_shape(batch, len)?;
+        let tokens = self.tokens_for(split, 1, batch * len)?;
+        Ok(SideBySide::new(tokens, batch, len))
     }
 
     /// The tokens of a split, if windows of this shape can be cut from them.

@@ -2,6 +2,8 @@
 //!
 //! Axis letters: `b` batch, `t` tokens, `d` width, `m` heads, `c` width of a head.
 
+pub mod span;
+
 use moe_routers::Params;
 use tch::{Kind, Tensor};
 

@@ -3,13 +3,16 @@
 //! Axis letters: `b` batch, `g` groups, `t` tokens, `d` width, `m` heads.
 
 use crate::attention::Attention;
+use crate::attention::span::SpanAttention;
 use crate::experts::{Activation, ExpertExec, ExpertShape, Experts};
 use crate::layer::{LayerTrace, MoeLayer};
 use crate::lm::{LmConfig, RoutingGroup, Rules};
+use crate::memory::Memory;
 use moe_core::RouteError;
+use moe_routers::noise::Site;
 use moe_routers::norm::TorchNorm;
 use moe_routers::residual::{Carried, NormsNeeded, Plain};
-use moe_routers::{Dims, Norms, Params, Residual, RouteCx};
+use moe_routers::{Dims, Norms, Params, Phase, Residual, RouteCx};
 use tch::Tensor;
 
 #[derive(Debug)]
@@ -19,8 +22,27 @@ enum FeedForward {
 }
 
 #[derive(Debug)]
+enum SelfAttention {
+    Whole(Attention),
+    Span(SpanAttention),
+}
+
+/// What passes through the blocks of a model beside the tokens.
+#[derive(Debug)]
+pub(crate) struct Stream<'a> {
+    /// The text before.
+    pub(crate) memory: &'a mut Memory,
+    /// What residuals hand on.
+    pub(crate) carried: Carried,
+    /// One entry per sparse layer so far.
+    pub(crate) traces: Vec<LayerTrace>,
+}
+
+#[derive(Debug)]
 pub(crate) struct Block {
-    attention: Attention,
+    index: usize,
+    dropout: f64,
+    attention: SelfAttention,
     attention_norm: TorchNorm,
     attention_residual: Plain,
     feed_forward: FeedForward,
@@ -53,7 +75,9 @@ impl Block {
         let sequence_only = rules.router.within_sequence();
         let needed = rules.residual.norms(config.norm, config.sparse_index(layer).is_some());
         Self {
-            attention: Attention::new(&params.child("attention"), d, config.heads, output_scale),
+            index: layer as usize,
+            dropout: config.dropout,
+            attention: SelfAttention::new(&params.child("attention"), config, output_scale),
             attention_norm: norm(&params.child("attention_norm"), d),
             attention_residual: Plain::new(config.norm),
             feed_forward: FeedForward::new(&params, config, rules, layer),
@@ -63,55 +87,79 @@ impl Block {
         }
     }
 
-    /// `[b, t, d] -> [b, t, d]`. A sparse layer adds its trace to `traces`, whose last entry is the
-    /// sparse layer before it.
+    /// `[b, t, d] -> [b, t, d]`. A sparse layer adds its trace, whose predecessor is the sparse layer
+    /// before it.
     pub(crate) fn forward(
         &self,
         residual: &dyn Residual,
         x_btd: &Tensor,
         cx: &RouteCx<'_>,
-        carried: &mut Carried,
-        traces: &mut Vec<LayerTrace>,
+        stream: &mut Stream<'_>,
     ) -> Result<Tensor, RouteError> {
-        let (x_btd, weight_bmtt) = self.attend(x_btd)?;
-        let norms = &self.feed_forward_norms;
+        let (x_btd, weight_bmtt) = self.attend(x_btd, cx, stream.memory)?;
+        let (norms, carried) = (&self.feed_forward_norms, &mut stream.carried);
+        let drop = |y_btd: Tensor| self.dropped(y_btd, "feed_forward_dropout", cx);
         match &self.feed_forward {
             FeedForward::Dense(network) => {
-                residual.dense(norms, &x_btd, carried, &mut |x_btd| Ok(network.dense(x_btd)))
+                let mut run = |x_btd: &Tensor| Ok(drop(network.dense(x_btd)));
+                residual.dense(norms, &x_btd, carried, &mut run)
             }
             FeedForward::Sparse(layer) => {
-                let previous = traces.last().map(|trace| &trace.routing);
+                let previous = stream.traces.last().map(|trace| &trace.routing);
                 let cx = RouteCx { previous, attention_gmtt: weight_bmtt.as_ref(), ..*cx };
                 let mut last = None;
                 let mut run = |x_btd: &Tensor| {
                     let (y_btd, trace) = self.route(layer, x_btd, &cx)?;
                     // A rule that looks twice is led by its last look.
                     last = Some(trace);
-                    Ok(y_btd)
+                    Ok(drop(y_btd))
                 };
                 let before = std::mem::take(carried);
                 let (x_btd, after) =
                     residual.sparse(layer.index, norms, &x_btd, before, &mut run)?;
                 *carried = after;
-                traces.extend(last);
+                stream.traces.extend(last);
                 Ok(x_btd)
             }
         }
     }
 
     /// The attention sublayer; its weights where the router reads them.
-    fn attend(&self, x_btd: &Tensor) -> Result<(Tensor, Option<Tensor>), RouteError> {
+    fn attend(
+        &self,
+        x_btd: &Tensor,
+        cx: &RouteCx<'_>,
+        memory: &mut Memory,
+    ) -> Result<(Tensor, Option<Tensor>), RouteError> {
         let mut weight_bmtt = None;
         let mut run = |x_btd: &Tensor| {
-            if !self.reads_attention {
-                return Ok(self.attention.forward(x_btd));
-            }
-            let (y_btd, weights) = self.attention.forward_with_weights(x_btd);
-            weight_bmtt = Some(weights);
-            Ok(y_btd)
+            let y_btd = match &self.attention {
+                SelfAttention::Whole(attention) if self.reads_attention => {
+                    let (y_btd, weights) = attention.forward_with_weights(x_btd);
+                    weight_bmtt = Some(weights);
+                    y_btd
+                }
+                SelfAttention::Whole(attention) => attention.forward(x_btd),
+                SelfAttention::Span(attention) => {
+                    let memory_bld = memory.block(self.index).expect("the memory of this model");
+                    let y_btd = attention.forward(x_btd, memory_bld);
+                    *memory_bld = attention.remember(x_btd, memory_bld);
+                    y_btd
+                }
+            };
+            Ok(self.dropped(y_btd, "attention_dropout", cx))
         };
         let x_btd = self.attention_residual.step(&self.attention_norm, x_btd, &mut run)?;
         Ok((x_btd, weight_bmtt))
+    }
+
+    /// The same with a share of its values zero, and the others larger by as much, in training.
+    fn dropped(&self, y_btd: Tensor, name: &'static str, cx: &RouteCx<'_>) -> Tensor {
+        if self.dropout == 0.0 || !matches!(cx.phase, Phase::Train { .. }) {
+            return y_btd;
+        }
+        let draw_btd = cx.noise.uniform(Site { layer: self.index, name }, &y_btd);
+        y_btd * draw_btd.ge(self.dropout) / (1.0 - self.dropout)
     }
 
     /// The sparse layer on the groups of the batch.
@@ -143,6 +191,16 @@ impl Block {
         match &mut self.feed_forward {
             FeedForward::Sparse(layer) => Some(layer),
             FeedForward::Dense(_) => None,
+        }
+    }
+}
+
+impl SelfAttention {
+    fn new(params: &Params<'_>, config: &LmConfig, output_scale: f64) -> Self {
+        let (d, heads) = (config.width, config.heads);
+        match config.span {
+            None => Self::Whole(Attention::new(params, d, heads, output_scale)),
+            Some(span) => Self::Span(SpanAttention::new(params, (d, heads, span), output_scale)),
         }
     }
 }

@@ -14,10 +14,12 @@ pub mod head;
 pub mod layer;
 pub mod lm;
 pub mod loss;
+pub mod memory;
 
 pub use attention::Attention;
 pub use experts::{Activation, ExpertExec, ExpertShape, Experts};
 pub use layer::{LayerTrace, MoeLayer};
 pub use lm::{DecoderLm, LmConfig, ModelError, Output, RoutingGroup, Rules};
 pub use loss::LossWeights;
+pub use memory::Memory;
 pub use moe_routers::Norm;

@@ -5,11 +5,12 @@
 //!
 //! Axis letters: `b` batch, `g` groups, `t` tokens, `d` width, `v` vocabulary.
 
-use crate::block::{Block, norm};
+use crate::block::{Block, Stream, norm};
 use crate::experts::Activation;
 use crate::head;
 use crate::layer::{LayerTrace, MoeLayer};
 use crate::loss::LossWeights;
+use crate::memory::Memory;
 use moe_core::{CapacityPolicy, RouteError};
 use moe_routers::norm::TorchNorm;
 use moe_routers::residual::{Carried, LN_EPS, PlainConfig};
@@ -39,6 +40,14 @@ pub struct LmConfig {
     pub heads: i64,
     /// Longest sequence.
     pub context: i64,
+    /// Positions before itself that a token sees, with relative positions and a memory of the text
+    /// before the sequence: the backbone of ACMoE's and MomentumSMoE's language models. Unless given,
+    /// a token sees the whole sequence up to itself, with learned absolute positions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub span: Option<i64>,
+    /// Share of the values of every attention's and feed-forward layer's output that training drops.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub dropout: f64,
     /// Where layer normalisation stands.
     pub norm: Norm,
     /// Every n-th block is sparse.
@@ -68,6 +77,11 @@ pub struct LmConfig {
     pub routing_group: RoutingGroup,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde wants")]
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
 impl Default for LmConfig {
     fn default() -> Self {
         Self {
@@ -75,6 +89,8 @@ impl Default for LmConfig {
             layers: 4,
             heads: 4,
             context: 128,
+            span: None,
+            dropout: 0.0,
             norm: Norm::Pre,
             moe_every: 2,
             moe_first: None,
@@ -112,6 +128,7 @@ impl LmConfig {
             ("layers", self.layers),
             ("heads", self.heads),
             ("context", self.context),
+            ("span", self.span.unwrap_or(1)),
             ("moe_every", self.moe_every),
             ("experts", self.experts),
             ("active_hidden", self.active_hidden),
@@ -121,6 +138,9 @@ impl LmConfig {
         let most = 1 << 24;
         if let Some((key, value)) = positive.into_iter().find(|(_, v)| !(1..=most).contains(v)) {
             return error(key, format!("{value} is outside 1..={most}"));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return error("dropout", format!("{} is outside 0..1", self.dropout));
         }
         if self.width % self.heads != 0 {
             return error("heads", format!("{} does not divide width {}", self.heads, self.width));
@@ -189,7 +209,8 @@ impl<'a> Rules<'a> {
 #[derive(Debug)]
 pub struct DecoderLm {
     embedding_vd: Tensor,
-    position_td: Tensor,
+    /// Absolute positions; none with a span, whose positions are relative.
+    position_td: Option<Tensor>,
     blocks: Vec<Block>,
     final_norm: TorchNorm,
     head_vd: Tensor,
@@ -211,6 +232,10 @@ impl DecoderLm {
     ) -> Result<Self, ModelError> {
         config.check()?;
         let (root, d, router) = (store.root(), config.width, rules.router);
+        if config.span.is_some() && router.reads_attention() {
+            let reason = "this router reads attention over the whole sequence".into();
+            return Err(ModelError { key: "span", reason });
+        }
         let embedding_vd = root.matrix("embedding", &[vocab, d], 0.02);
         let blocks = (0..config.layers).map(|layer| Block::new(&root, config, rules, layer));
         let blocks = blocks.collect();
@@ -219,8 +244,10 @@ impl DecoderLm {
             false => root.matrix("head", &[vocab, d], (1.0 / d as f64).sqrt()),
         };
         let experts = config.experts as usize;
+        let absolute = config.span.is_none();
+        let position = || absolute.then(|| root.matrix("position", &[config.context, d], 0.02));
         Ok(Self {
-            position_td: root.matrix("position", &[config.context, d], 0.02),
+            position_td: position(),
             embedding_vd,
             blocks,
             final_norm: norm(&root.child("final_norm"), d),
@@ -239,7 +266,7 @@ impl DecoderLm {
     /// # Panics
     /// If `t` exceeds the context.
     pub fn forward(&self, x_bt: &Tensor, cx: &RouteCx<'_>) -> Result<Output, RouteError> {
-        let (x_btd, traces) = self.hidden(x_bt, cx)?;
+        let (x_btd, traces) = self.hidden(x_bt, &mut self.no_memory(x_bt.size()[0]), cx)?;
         Ok(Output { logits_btv: x_btd.linear(&self.head_vd, None::<&Tensor>), traces })
     }
 
@@ -257,28 +284,63 @@ impl DecoderLm {
         y_bt: &Tensor,
         cx: &RouteCx<'_>,
     ) -> Result<(Tensor, Vec<LayerTrace>), RouteError> {
-        let (x_btd, traces) = self.hidden(x_bt, cx)?;
+        self.loss_after(&mut self.no_memory(x_bt.size()[0]), x_bt, y_bt, cx)
+    }
+
+    /// [`Self::loss`] of a text that goes on after `memory`, which is moved on to its end.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; the memory is of no use then.
+    ///
+    /// # Panics
+    /// As [`Self::forward`], and if the memory is another model's or another batch's.
+    pub fn loss_after(
+        &self,
+        memory: &mut Memory,
+        x_bt: &Tensor,
+        y_bt: &Tensor,
+        cx: &RouteCx<'_>,
+    ) -> Result<(Tensor, Vec<LayerTrace>), RouteError> {
+        let (x_btd, traces) = self.hidden(x_bt, memory, cx)?;
         let loss = head::cross_entropy(&x_btd.flatten(0, 1), &self.head_vd, &y_bt.flatten(0, 1));
         Ok((loss, traces))
+    }
+
+    /// The memory at the start of a text, for `batch` texts at a time: zeros.
+    pub fn no_memory(&self, batch: i64) -> Memory {
+        let like = (self.head_vd.kind(), self.head_vd.device());
+        let zeros = |span: i64| Tensor::zeros([batch, span, self.config.width], like);
+        let blocks =
+            self.config.span.into_iter().flat_map(|span| {
+                std::iter::repeat_with(move || zeros(span)).take(self.blocks.len())
+            });
+        Memory::new(blocks.collect())
+    }
+
+    /// Whether a text may go on after a memory.
+    pub fn remembers(&self) -> bool {
+        self.config.span.is_some()
     }
 
     /// Token ids `[b, t]` to what the output layer reads, `[b, t, d]`.
     fn hidden(
         &self,
         x_bt: &Tensor,
+        memory: &mut Memory,
         cx: &RouteCx<'_>,
     ) -> Result<(Tensor, Vec<LayerTrace>), RouteError> {
         let (_, t) = x_bt.size2().expect("[b, t]");
         assert!(t <= self.config.context, "{t} tokens exceed context {}", self.config.context);
-        let embedded = Tensor::embedding(&self.embedding_vd, x_bt, -1, false, false);
-        let mut x_btd = embedded + self.position_td.narrow(0, 0, t);
-        let (mut traces, mut carried) = (Vec::new(), Carried::new());
+        let mut x_btd = Tensor::embedding(&self.embedding_vd, x_bt, -1, false, false);
+        if let Some(position_td) = &self.position_td {
+            x_btd += position_td.narrow(0, 0, t);
+        }
+        let mut stream = Stream { memory, carried: Carried::new(), traces: Vec::new() };
         let cx = RouteCx { token_gt: Some(x_bt), ..*cx };
         for block in &self.blocks {
-            x_btd =
-                block.forward(self.residual.as_ref(), &x_btd, &cx, &mut carried, &mut traces)?;
+            x_btd = block.forward(self.residual.as_ref(), &x_btd, &cx, &mut stream)?;
         }
-        Ok((self.final_norm.apply(&x_btd, LN_EPS), traces))
+        Ok((self.final_norm.apply(&x_btd, LN_EPS), stream.traces))
     }
 
     /// Parameters that one token uses: all but the experts it does not visit.

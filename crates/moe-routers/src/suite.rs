@@ -52,6 +52,9 @@ pub struct Report {
     pub gradients: usize,
     /// Whether no future token was seen to change an earlier one's output.
     pub causal: bool,
+    /// Inputs at the edge that the rule refuses, as a rule may if it names the reason: `input, phase:
+    /// reason`. They count neither as kept nor as broken; a paper says which it means to refuse.
+    pub refusals: Vec<String>,
     /// Everything that broke the contract; empty if it holds.
     pub violations: Vec<String>,
 }
@@ -111,8 +114,9 @@ fn check_router(paper: &Paper, preset: &str, name: String) -> Result<Report, Sui
     claim(case.groups_are_apart()?, "one group changed another".into());
     violations.extend(case.symmetry_violations()?);
     violations.extend(case.padding_violations()?);
-    violations.extend(case.edge_violations()?);
-    Ok(Report { name, value_error, gradient_error, gradients, causal, violations })
+    let (refusals, broken) = case.at_the_edges()?;
+    violations.extend(broken);
+    Ok(Report { name, value_error, gradient_error, gradients, causal, refusals, violations })
 }
 
 /// A router at its smallest, in doubles, with logits spread wide enough that no finite difference
@@ -394,40 +398,52 @@ impl Case {
         Ok(true)
     }
 
-    /// Inputs at the edge: nothing may become NaN, no plan may break.
-    fn edge_violations(&self) -> Result<Vec<String>, RouteError> {
+    /// Inputs at the edge: refusals by rule, and what became NaN or broke a plan.
+    fn at_the_edges(&self) -> Result<(Vec<String>, Vec<String>), RouteError> {
         let x_gtd = self.x_gtd.detach();
         let edges = [
             ("zero tokens", x_gtd.zeros_like()),
             ("identical tokens", x_gtd.narrow(1, 0, 1).expand_as(&x_gtd).copy()),
-            ("huge tokens", &x_gtd * 1e4),
-            ("one token per group", x_gtd.narrow(1, 0, 1).copy()),
+            (HUGE, &x_gtd * 1e4),
+            (ALONE, x_gtd.narrow(1, 0, 1).copy()),
         ];
-        let mut violations = Vec::new();
+        let (mut refusals, mut broken) = (Vec::new(), Vec::new());
         for (name, x_gtd) in edges {
             for phase in [Phase::Train { step: 0 }, Phase::Eval] {
-                let (y_gtd, routing) = match self.layer(&x_gtd, phase) {
-                    // A capacity below one row, or a token that experts cannot share evenly, is
-                    // refused by rule, and says so; so is an exponential that overflows, and an
-                    // edge on which a formula is not defined.
-                    Err(RouteError::Capacity(_) | RouteError::Shape { .. })
-                        if x_gtd.size()[1] == 1 =>
-                    {
-                        continue;
+                match self.layer(&x_gtd, phase) {
+                    Err(error) if may_refuse(name, &error) => {
+                        refusals.push(format!("{name}, {phase:?}: {error}"));
                     }
-                    Err(RouteError::NotFinite { .. }) if name == "huge tokens" => continue,
-                    Err(RouteError::Setting { .. }) => continue,
-                    layer => layer?,
-                };
-                let losses: f64 = routing.aux.iter().map(|a| a.value.double_value(&[])).sum();
-                let sum = y_gtd.sum(Kind::Double).double_value(&[]) + losses;
-                if routing.plan.to_host().is_err() || !sum.is_finite() {
-                    violations.push(format!("{name}: {sum} in {phase:?}"));
+                    layer => broken
+                        .extend(unsound(&layer?).map(|sum| format!("{name}: {sum} in {phase:?}"))),
                 }
             }
         }
-        Ok(violations)
+        Ok((refusals, broken))
     }
+}
+
+/// Tokens whose logits overflow an exponential.
+const HUGE: &str = "huge tokens";
+/// Groups of one token.
+const ALONE: &str = "one token per group";
+
+/// Whether a rule may refuse this edge: a capacity below one row, or a token that experts cannot share
+/// evenly; an exponential that overflows; a formula that is not defined there.
+fn may_refuse(edge: &str, error: &RouteError) -> bool {
+    match error {
+        RouteError::Capacity(_) | RouteError::Shape { .. } => edge == ALONE,
+        RouteError::NotFinite { .. } => edge == HUGE,
+        RouteError::Setting { .. } => true,
+        _ => false,
+    }
+}
+
+/// The sum of outputs and losses, if it is no number or the plan is broken.
+fn unsound((y_gtd, routing): &(Tensor, Routing)) -> Option<f64> {
+    let losses: f64 = routing.aux.iter().map(|a| a.value.double_value(&[])).sum();
+    let sum = y_gtd.sum(Kind::Double).double_value(&[]) + losses;
+    (routing.plan.to_host().is_err() || !sum.is_finite()).then_some(sum)
 }
 
 /// The input and every parameter, by name.

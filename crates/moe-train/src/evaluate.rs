@@ -124,7 +124,7 @@ pub struct EvalPlan {
 pub fn evaluate<B>(
     plan: &EvalPlan,
     batches: impl Iterator<Item = B>,
-    score: impl Fn(&B, &RouteCx<'_>) -> Result<Scored, TrainError>,
+    mut score: impl FnMut(&B, &RouteCx<'_>) -> Result<Scored, TrainError>,
 ) -> Result<EvalReport, TrainError> {
     let _guard = tch::no_grad_guard();
     let mut totals = Totals::default();

@@ -4,9 +4,10 @@
 
 use crate::evaluate::{EvalPlan, EvalReport, Scored, evaluate};
 use crate::trainer::TrainError;
-use moe_data::{TokenBatch, TokenStream};
-use moe_models::{DecoderLm, LayerTrace};
+use moe_data::{Split, TokenBatch, TokenStream};
+use moe_models::{DecoderLm, LayerTrace, Memory};
 use moe_routers::{ParamStore, RouteCx};
+use std::cell::RefCell;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
@@ -54,9 +55,15 @@ pub trait Task: Debug {
 
     /// Parameters that one token uses: all but the experts it does not visit.
     fn active_params(&self, store: &ParamStore) -> usize;
+
+    /// Tensors beside the weights that the next step depends on, by name; resuming writes into them.
+    fn state(&self) -> Vec<(String, Tensor)> {
+        Vec::new()
+    }
 }
 
-/// Next-token prediction.
+/// Next-token prediction: on windows drawn at random, or, for a model with a memory, on texts side by
+/// side, which begin again without memory after their last stretch.
 #[derive(Debug)]
 pub struct LmTask {
     model: DecoderLm,
@@ -64,17 +71,52 @@ pub struct LmTask {
     batch: usize,
     sequence: usize,
     device: Device,
+    /// The memory after the last step taken.
+    memory: Memory,
+    /// The memory after the loss computed last, until its step is taken.
+    ahead: RefCell<Option<Memory>>,
 }
 
 impl LmTask {
-    /// `model` on batches of `batch` sequences of `sequence` tokens each, on the model's `device`.
+    /// `model` on batches of `batch` sequences of `sequence` tokens each, on the model's `device`. A model
+    /// with a memory takes its batches whole: [`Task::loss`] panics on a micro batch.
     pub fn new(
         model: DecoderLm,
         data: Arc<TokenStream>,
         (batch, sequence): (usize, usize),
         device: Device,
     ) -> Self {
-        Self { model, data, batch, sequence, device }
+        let memory = model.no_memory(batch as i64);
+        Self { model, data, batch, sequence, device, memory, ahead: RefCell::default() }
+    }
+
+    /// The training batch, and the memory of the text before it.
+    fn draw(&self, draw: Draw) -> Result<(TokenBatch, Memory), TrainError> {
+        let (batch, sequence) = (self.batch, self.sequence);
+        if !self.model.remembers() {
+            let batch = self.data.train_batch(draw.seed, draw.step, batch, sequence)?;
+            return Ok((batch, Memory::default()));
+        }
+        let texts = self.data.side_by_side(Split::Train, batch, sequence)?;
+        let index = (draw.step % texts.stretches() as u64) as usize;
+        let memory = match index {
+            0 => self.model.no_memory(batch as i64),
+            _ => self.memory.shallow_clone(),
+        };
+        Ok((texts.stretch(index), memory))
+    }
+
+    /// Scores the batches of an evaluation, each after what `memory` says was before it.
+    fn score(
+        &self,
+        plan: &EvalPlan,
+        batches: impl Iterator<Item = TokenBatch>,
+        mut memory: Memory,
+    ) -> Result<EvalReport, TrainError> {
+        evaluate(plan, batches.map(|batch| self.to_device(&batch)), |[x_bt, y_bt], cx| {
+            let (loss, traces) = self.model.loss_after(&mut memory, x_bt, y_bt, cx)?;
+            Ok(Scored { loss, count: y_bt.numel(), traces })
+        })
     }
 
     /// A host batch of token ids and targets on the device, each `[b, t]`.
@@ -89,26 +131,40 @@ impl LmTask {
 
 impl Task for LmTask {
     fn loss(&self, draw: Draw, cx: &RouteCx<'_>) -> Result<(Tensor, Vec<LayerTrace>), TrainError> {
-        let batch = self.data.train_batch(draw.seed, draw.step, self.batch, self.sequence)?;
+        let (batch, mut memory) = self.draw(draw)?;
+        assert!(draw.parts == 1 || !self.model.remembers(), "a memory is of the whole batch");
         let rows = draw.rows(self.batch);
-        let [x_bt, y_bt] =
-            self.to_device(&batch).map(|t| t.narrow(0, rows.start as i64, rows.len() as i64));
-        Ok(self.model.loss(&x_bt, &y_bt, cx)?)
+        let part = |ids_bt: Tensor| ids_bt.narrow(0, rows.start as i64, rows.len() as i64);
+        let [x_bt, y_bt] = self.to_device(&batch).map(part);
+        let loss = self.model.loss_after(&mut memory, &x_bt, &y_bt, cx)?;
+        self.ahead.replace(Some(memory));
+        Ok(loss)
     }
 
     fn evaluate(&self, plan: &EvalPlan) -> Result<EvalReport, TrainError> {
-        let batches = self.data.eval_batches(plan.split, self.batch, self.sequence)?;
-        evaluate(plan, batches.map(|batch| self.to_device(&batch)), |[x_bt, y_bt], cx| {
-            let (loss, traces) = self.model.loss(x_bt, y_bt, cx)?;
-            Ok(Scored { loss, count: y_bt.numel(), traces })
-        })
+        let (batch, sequence) = (self.batch, self.sequence);
+        if !self.model.remembers() {
+            let batches = self.data.eval_batches(plan.split, batch, sequence)?;
+            return self.score(plan, batches, Memory::default());
+        }
+        let texts = self.data.side_by_side(plan.split, batch, sequence)?;
+        let stretches = (0..texts.stretches()).map(|index| texts.stretch(index));
+        self.score(plan, stretches, self.model.no_memory(batch as i64))
     }
 
     fn after_step(&mut self, load_le: &[Tensor]) {
+        if let Some(memory) = self.ahead.take() {
+            self.memory.copy_from(&memory);
+        }
         self.model.after_step(load_le);
     }
 
     fn active_params(&self, store: &ParamStore) -> usize {
         self.model.active_params(store)
+    }
+
+    fn state(&self) -> Vec<(String, Tensor)> {
+        let blocks = self.memory.blocks().iter().enumerate();
+        blocks.map(|(index, block)| (format!("memory.{index}"), block.shallow_clone())).collect()
     }
 }

@@ -271,7 +271,8 @@ impl Trainer {
     }
 
     fn contents(&self) -> Contents {
-        Contents { model: named(&self.store), optimizer: self.optimizer.state() }
+        let resumed = self.optimizer.state().into_iter().chain(self.task.state());
+        Contents { model: named(&self.store), optimizer: resumed.collect() }
     }
 }
 

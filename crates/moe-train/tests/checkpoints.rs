@@ -16,8 +16,11 @@ fn data() -> Arc<TokenStream> {
 }
 
 fn trainer_with(router: &str, residual: &str, width: i64) -> Trainer {
+    trainer_of(router, residual, LmConfig { width, ..LmConfig::default() })
+}
+
+fn trainer_of(router: &str, residual: &str, model: LmConfig) -> Trainer {
     let model = LmConfig {
-        width,
         layers: 2,
         // Residuals want two sparse layers.
         moe_every: if residual == "plain" { 2 } else { 1 },
@@ -25,7 +28,7 @@ fn trainer_with(router: &str, residual: &str, width: i64) -> Trainer {
         context: 8,
         experts: 4,
         active_hidden: 16,
-        ..LmConfig::default()
+        ..model
     };
     let train =
         TrainConfig { steps: 8, batch: 2, sequence: 8, warmup: 2, ..TrainConfig::default() };
@@ -51,9 +54,8 @@ fn model_file(checkpoints: &Path, step: u64) -> Vec<u8> {
 }
 
 /// Four steps at once, and two and two with a checkpoint between them: the same weights.
-fn resumes_to_the_same_bytes(router: &str, residual: &str) {
+fn resumes_to_the_same_bytes(what: &str, fresh: &dyn Fn() -> Trainer) {
     let dir = tempfile::tempdir().unwrap();
-    let fresh = || trainer_with(router, residual, 8);
     let mut straight = fresh();
     train(&mut straight, 4);
     straight.save(&dir.path().join("straight")).unwrap();
@@ -68,17 +70,28 @@ fn resumes_to_the_same_bytes(router: &str, residual: &str) {
     train(&mut second, 2);
     second.save(&halves).unwrap();
     let same = model_file(&dir.path().join("straight"), 4) == model_file(&halves, 4);
-    assert!(same, "{router}+{residual}: resuming changed the weights");
+    assert!(same, "{what}: resuming changed the weights");
 }
 
 #[test]
 fn resuming_gives_the_same_bytes_for_every_router() {
-    routers().for_each(|paper| resumes_to_the_same_bytes(paper.id, "plain"));
+    for paper in routers() {
+        resumes_to_the_same_bytes(paper.id, &|| trainer(paper.id));
+    }
 }
 
 #[test]
 fn resuming_gives_the_same_bytes_for_every_residual() {
-    residual::names().into_iter().for_each(|name| resumes_to_the_same_bytes("smoe", name));
+    for name in residual::names() {
+        resumes_to_the_same_bytes(name, &|| trainer_with("smoe", name, 8));
+    }
+}
+
+/// A memory of the text before the step, and masks drawn in it.
+#[test]
+fn resuming_gives_the_same_bytes_with_a_memory_and_dropout() {
+    let model = LmConfig { width: 8, span: Some(5), dropout: 0.1, ..LmConfig::default() };
+    resumes_to_the_same_bytes("span", &|| trainer_of("smoe", "plain", model.clone()));
 }
 
 /// A saved checkpoint of one step, its directory, and a trainer that could resume from it.

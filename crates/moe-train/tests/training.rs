@@ -8,6 +8,10 @@ use std::sync::Arc;
 use tch::{Device, Kind};
 
 fn trainer(change: impl FnOnce(&mut TrainConfig)) -> Trainer {
+    trainer_of(None, change)
+}
+
+fn trainer_of(span: Option<i64>, change: impl FnOnce(&mut TrainConfig)) -> Trainer {
     let text = b"abcabcabc ".repeat(60);
     let corpus = Corpus::from_bytes("abc", &text, &text, &text).unwrap();
     let data = Arc::new(TokenStream::new(&corpus, &TokenizerSpec::Byte).unwrap());
@@ -18,6 +22,7 @@ fn trainer(change: impl FnOnce(&mut TrainConfig)) -> Trainer {
         context: 16,
         experts: 4,
         active_hidden: 32,
+        span,
         ..LmConfig::default()
     };
     let mut train = TrainConfig {
@@ -54,6 +59,22 @@ fn training_learns_and_evaluation_changes_nothing() {
     let after = trainer.evaluate(Split::Valid, None).unwrap();
     // Without context: 0.3 ln(1/0.3) for each letter and 0.1 ln(10) for the blank, 1.31 nats.
     assert!(after.loss < 1.0, "no use made of context: {}", after.loss);
+}
+
+/// Without learning, one pass of steps is one evaluation, memory and all; the next pass begins again
+/// without memory.
+#[test]
+fn texts_side_by_side_are_read_to_their_end_and_again() {
+    let mut trainer = trainer_of(Some(20), |t| t.lr = 0.0);
+    let whole = trainer.evaluate(Split::Train, None).unwrap();
+    let stretches = whole.tokens / 64;
+    assert_eq!(stretches, 9, "600 bytes, four texts of 149, stretches of 16");
+    let mut pass =
+        || -> Vec<f64> { (0..stretches).map(|_| trainer.train_step().unwrap().loss).collect() };
+    let (first, second) = (pass(), pass());
+    assert_eq!(first, second);
+    let mean = first.iter().sum::<f64>() / stretches as f64;
+    assert!((mean - whole.loss).abs() < 1e-5, "{mean} in training, {} evaluated", whole.loss);
 }
 
 #[test]

@@ -27,7 +27,9 @@ pub fn render(report: &Report) -> String {
     table.load_style(comfy_table::presets::ASCII_MARKDOWN);
     table.set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header);
-    report.rows.iter().for_each(|row| drop(table.add_row(cells(row))));
+    for row in &report.rows {
+        table.add_row(cells(row));
+    }
     text + &table.trim_fmt() + "\n"
 }
 

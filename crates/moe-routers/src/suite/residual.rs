@@ -39,6 +39,7 @@ pub(super) fn check(name: String, read: &Read<'_>) -> Result<Report, SuiteError>
         gradient_error: worst(|report| report.gradient_error),
         gradients: in_models.iter().map(|report| report.gradients).sum(),
         causal: in_models.iter().all(|report| report.causal),
+        refusals: Vec::new(),
         violations: in_models.iter().flat_map(|report| report.violations.clone()).collect(),
     })
 }
@@ -67,7 +68,8 @@ fn check_in(norm: Norm, read: &Read<'_>) -> Result<Report, SuiteError> {
     claim(idle.is_finite_at(&idle.x_btd)?, "layers that return zero: not finite".into());
     violations.extend(stack.edge_violations()?);
     let violations = violations.into_iter().map(|what| format!("{norm:?}: {what}")).collect();
-    Ok(Report { name: String::new(), value_error, gradient_error, gradients, causal, violations })
+    let (name, refusals) = (String::new(), Vec::new());
+    Ok(Report { name, value_error, gradient_error, gradients, causal, refusals, violations })
 }
 
 /// The same rule with [`SMOOTH_EPS`], if it has an `eps`.
