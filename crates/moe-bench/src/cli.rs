@@ -3,6 +3,7 @@
 
 use crate::commands;
 use crate::error::{Misuse, exit_code};
+use crate::speed::peers::Python;
 use crate::speed::{Dtype, Pass};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -69,6 +70,9 @@ pub struct TrainArgs {
     /// Put a setting over the recipe's: `--set train.steps=40`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
+    /// `fp32` or `bf16`: over the recipe's `train.precision`.
+    #[arg(long)]
+    pub precision: Option<String>,
     /// Directory of the run; `runs/<date>-<recipe>` if left out.
     #[arg(long)]
     pub out: Option<PathBuf>,
@@ -108,6 +112,10 @@ pub struct SpeedArgs {
     /// No new round after this many seconds per size, dtype and pass (at least 5 rounds).
     #[arg(long, default_value_t = 30.0)]
     pub seconds: f64,
+    /// A Python environment whose libraries run the same shapes in turn: transformers, PyTorch, vLLM-CPU,
+    /// ONNX Runtime; what is not installed there is named.
+    #[arg(long, value_name = "VENV")]
+    pub peers: Option<PathBuf>,
     /// For `--pass step`: which of our own models and ways take part (moe, dense-model, accumulate).
     #[arg(long, value_delimiter = ',', default_value = "moe,dense-model")]
     pub variants: Vec<String>,
@@ -252,6 +260,15 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 impl SpeedArgs {
+    /// The interpreter of the peers, if they were asked for.
+    ///
+    /// # Errors
+    /// No interpreter in the environment.
+    pub fn python(&self) -> Result<Option<Python>, Misuse> {
+        let of = |environment: &PathBuf| Python::of(environment, self.machine.thread_count());
+        self.peers.as_ref().map(of).transpose()
+    }
+
     /// The sizes, or `default` if none was given.
     pub fn sizes_or(&self, default: &str) -> Vec<String> {
         if self.sizes.is_empty() { vec![default.into()] } else { self.sizes.clone() }

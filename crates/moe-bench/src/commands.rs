@@ -58,7 +58,9 @@ pub fn speed(args: &SpeedArgs) -> Result<()> {
 pub fn train(args: &TrainArgs) -> Result<()> {
     let stop = worker::stop_flag()?;
     let device = args.machine.ready()?;
-    let recipe = Recipe::read(&args.recipe, &args.sets)?;
+    let precision = args.precision.iter().map(|p| format!("train.precision={p}"));
+    let sets: Vec<String> = args.sets.iter().cloned().chain(precision).collect();
+    let recipe = Recipe::read(&args.recipe, &sets)?;
     let stem = args.recipe.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
     let dir = RunDir(args.out.clone().unwrap_or_else(|| default_out(&stem)));
     if dir.metrics().exists() && !args.resume {

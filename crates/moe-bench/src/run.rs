@@ -120,7 +120,8 @@ pub fn prepare(recipe: &Recipe, device: Device) -> Result<Prepared> {
     };
     let vocab = data.vocab_size() as i64;
     let model = DecoderLm::new(&store, &recipe.model, &rules, vocab)
-        .map_err(|e| Misuse::recipe("model", e))?;
+        .map_err(|e| Misuse::recipe("model", e))?
+        .with_precision(recipe.train.precision);
     let train = recipe.train.clone();
     let task = LmTask::new(model, Arc::clone(&data), (train.batch, train.sequence), device);
     let trainer = Trainer::new(Box::new(task), store, train, recipe.seed);

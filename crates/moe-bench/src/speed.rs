@@ -11,6 +11,7 @@ pub mod bandwidth;
 pub mod child;
 pub mod layers;
 pub mod machine;
+pub mod peers;
 pub mod rounds;
 pub mod size;
 pub mod step;
@@ -19,6 +20,7 @@ pub mod table;
 use crate::cli::SpeedArgs;
 use crate::error::Misuse;
 use anyhow::Result;
+use moe_models::Precision;
 use rounds::{Candidate, Rounds};
 use serde::{Deserialize, Serialize};
 use size::Size;
@@ -65,6 +67,14 @@ impl Dtype {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+        }
+    }
+
+    /// What products are carried out in where parameters stay `f32`.
+    pub fn precision(self) -> Precision {
+        match self {
+            Self::F32 => Precision::Fp32,
+            Self::Bf16 => Precision::Bf16,
         }
     }
 
@@ -143,6 +153,32 @@ pub struct Report {
     pub machine: machine::Machine,
     /// All rows.
     pub rows: Vec<Row>,
+    /// Peers that were asked for and are not there.
+    #[serde(default)]
+    pub missing: Vec<Missing>,
+}
+
+/// A peer that does not take part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// Its name.
+    pub peer: String,
+    /// What it lacks.
+    pub what: String,
+}
+
+impl Report {
+    fn begin(device: Device) -> Self {
+        let machine = machine::Machine::now(device);
+        Self { machine, rows: Vec::new(), missing: Vec::new() }
+    }
+
+    /// Names who is missing, once.
+    fn miss(&mut self, missing: Vec<Missing>) {
+        let new = missing.into_iter().filter(|one| !self.missing.contains(one));
+        let new: Vec<Missing> = new.collect();
+        self.missing.extend(new);
+    }
 }
 
 /// Measures what `args` ask for; `None` where this process only served rounds to another.
@@ -155,7 +191,7 @@ pub fn measure(args: &SpeedArgs) -> Result<Option<Report>> {
         return measure_steps(args, device);
     }
     let sizes = Size::parse_list(&args.sizes_or("A"))?;
-    let mut report = Report { machine: machine::Machine::now(device), rows: Vec::new() };
+    let mut report = Report::begin(device);
     let bandwidth = bandwidth::read_gbps();
     report.machine.read_gbps = Some(bandwidth);
     for size in &sizes {
@@ -163,7 +199,12 @@ pub fn measure(args: &SpeedArgs) -> Result<Option<Report>> {
             let bank = layers::Bank::new(size, dtype, device);
             for &pass in &args.pass {
                 let bound = layers::bound(&bank, pass, bandwidth);
-                let candidates = layers::candidates(&bank, pass)?;
+                let mut candidates = layers::candidates(&bank, pass)?;
+                if let Some(python) = args.python()?.filter(|_| pass != Pass::Route) {
+                    let (found, missing) = python.layers(&bank, pass)?;
+                    candidates.extend(found);
+                    report.miss(missing);
+                }
                 report.rows.extend(rows(args, &bank, pass, bound, candidates)?);
             }
         }
@@ -180,13 +221,15 @@ fn measure_steps(args: &SpeedArgs, device: Device) -> Result<Option<Report>> {
     let sizes: Vec<StepSize> =
         names.iter().map(|name| StepSize::named(name)).collect::<Result<_, _>>()?;
     if let Some(name) = &args.serve {
-        step::serve::run(Variant::named(name)?, &sizes[0], device)?;
+        step::serve::run(Variant::named(name)?, &sizes[0], args.dtype[0], device)?;
         return Ok(None);
     }
-    let mut report = Report { machine: machine::Machine::now(device), rows: Vec::new() };
+    let mut report = Report::begin(device);
     for size in &sizes {
         for &dtype in &args.dtype {
-            report.rows.extend(step::rows(args, size, dtype)?);
+            let (rows, missing) = step::rows(args, size, dtype)?;
+            report.rows.extend(rows);
+            report.miss(missing);
         }
     }
     Ok(Some(report))
@@ -210,6 +253,7 @@ fn rows(
     };
     let rounds = Rounds::run(&mut candidates, args.rounds, args.seconds)?;
     let size = &bank.size;
+    let moe = candidates.iter().position(|candidate| candidate.name == layers::DEFAULT);
     let row = |index: usize, candidate: &Candidate| {
         // Who reads half the bytes could be done in half the time.
         let read = fixed.map(|s| vec![s * candidate.weight_share; rounds.count()]);
@@ -229,7 +273,7 @@ fn rows(
                 .map(|bytes| bytes * candidate.weight_share / seconds / 1e9),
             ratio_to_dense: Some(ratio),
             ci: Some(ci),
-            moe_is_faster: None,
+            moe_is_faster: moe.map(|moe| rounds.ratio_of(index, moe)),
             routing_share: candidate.routing_share(),
             step: None,
         }

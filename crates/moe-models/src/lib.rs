@@ -15,6 +15,7 @@ pub mod layer;
 pub mod lm;
 pub mod loss;
 pub mod memory;
+mod precision;
 
 pub use attention::Attention;
 pub use experts::{Activation, ExpertExec, ExpertShape, Experts};
@@ -23,3 +24,4 @@ pub use lm::{DecoderLm, LmConfig, ModelError, Output, RoutingGroup, Rules};
 pub use loss::LossWeights;
 pub use memory::Memory;
 pub use moe_routers::Norm;
+pub use precision::Precision;

@@ -8,6 +8,7 @@ use crate::schedule::{Decay, Schedule};
 use crate::task::Task;
 use moe_core::RouteError;
 use moe_data::{DataError, Split};
+use moe_models::Precision;
 use moe_routers::ParamStore;
 use moe_torch_sys::ShimError;
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,8 @@ pub struct TrainConfig {
     /// Micro batches that a batch is cut into, one after another: as many times less memory for
     /// activations, the same gradient up to rounding, but balance losses within a micro batch.
     pub accumulate: usize,
+    /// What products are carried out in; parameters, optimiser, routers, norms and losses are `f32`.
+    pub precision: Precision,
     /// Tokens of a sequence.
     pub sequence: usize,
     /// Highest learning rate.
@@ -60,6 +63,7 @@ impl Default for TrainConfig {
             stop_after: None,
             batch: 16,
             accumulate: 1,
+            precision: Precision::Fp32,
             sequence: 128,
             lr: 3e-3,
             lr_floor: 0.1,

@@ -1,15 +1,19 @@
 //! The gradient of a step: whole, or from one micro batch after another.
 
 use moe_data::{Corpus, TokenStream, TokenizerSpec};
-use moe_models::{DecoderLm, LmConfig, LossWeights, Rules};
+use moe_models::{DecoderLm, LmConfig, LossWeights, Precision, Rules};
 use moe_routers::tolerance::tolerance;
 use moe_routers::{ParamStore, Role, Settings, router_config};
-use moe_train::{LmTask, TrainConfig, Trainer};
+use moe_train::{LmTask, TrainConfig, Trainer, checkpoint};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 /// A trainer of a tiny model of `router`, without a balance loss.
 fn trainer(router: &str, accumulate: usize) -> Trainer {
+    in_precision(router, accumulate, Precision::Fp32)
+}
+
+fn in_precision(router: &str, accumulate: usize, precision: Precision) -> Trainer {
     let text = b"abcabdabe ".repeat(60);
     let corpus = Corpus::from_bytes("abc", &text, &text, &text).unwrap();
     let data = Arc::new(TokenStream::new(&corpus, &TokenizerSpec::Byte).unwrap());
@@ -22,12 +26,14 @@ fn trainer(router: &str, accumulate: usize) -> Trainer {
         active_hidden: 32,
         ..LmConfig::default()
     };
-    let train = TrainConfig { batch: 4, accumulate, sequence: 16, ..TrainConfig::default() };
+    let train =
+        TrainConfig { batch: 4, accumulate, precision, sequence: 16, ..TrainConfig::default() };
     let store = ParamStore::new(0, Device::Cpu, Kind::Float);
     let router = router_config(router, &Settings::new()).unwrap();
     let losses = LossWeights { balance: Some(0.0), ..LossWeights::default() };
     let rules = Rules { losses, ..Rules::new(router.as_ref()) };
     let model = DecoderLm::new(&store, &config, &rules, 256).unwrap();
+    let model = model.with_precision(precision);
     let task = LmTask::new(model, data, (train.batch, train.sequence), Device::Cpu);
     Trainer::new(Box::new(task), store, train, 0)
 }
@@ -85,4 +91,31 @@ fn the_parts_of_a_step_are_timed() {
     let phases = report.phases;
     assert!(phases.forward > 0.0 && phases.backward > 0.0 && phases.update > 0.0);
     assert!(phases.forward + phases.backward + phases.update <= report.seconds);
+}
+
+#[test]
+fn bf16_learns_as_f32_does_and_goes_on_bit_for_bit() {
+    let losses = |trainer: &mut Trainer, steps: usize| -> Vec<f64> {
+        (0..steps).map(|_| trainer.train_step().unwrap().loss).collect()
+    };
+    let wide = losses(&mut trainer("smoe", 1), 60);
+    let mut straight = in_precision("smoe", 1, Precision::Bf16);
+    let narrow = losses(&mut straight, 60);
+    assert!(narrow[59] < 0.6 * narrow[0], "it learns: {narrow:?}");
+    for (a, b) in wide.iter().zip(&narrow) {
+        assert!((a - b).abs() < 2.0 * tolerance(Kind::BFloat16).gradient, "{a} and {b}");
+    }
+    let place = tempfile::tempdir().unwrap();
+    let mut half = in_precision("smoe", 1, Precision::Bf16);
+    let _ = losses(&mut half, 30);
+    half.save(place.path()).unwrap();
+    let mut resumed = in_precision("smoe", 1, Precision::Bf16);
+    let newest = checkpoint::latest(place.path()).unwrap().unwrap();
+    resumed.resume(&newest).unwrap();
+    assert_eq!(losses(&mut resumed, 30), narrow[30..]);
+    for (a, b) in resumed.store().entries().iter().zip(straight.store().entries().iter()) {
+        assert_eq!(a.tensor, b.tensor, "{}", a.name);
+    }
+    // Parameters and moments stay wide.
+    assert!(straight.store().entries().iter().all(|p| p.tensor.kind() != Kind::BFloat16));
 }

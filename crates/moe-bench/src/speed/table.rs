@@ -1,6 +1,6 @@
 //! Measurements as a table.
 
-use super::{Pass, Report, Row};
+use super::{Missing, Pass, Report, Row};
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 
 /// Others' share of the machine above which figures are doubtful.
@@ -30,7 +30,12 @@ pub fn render(report: &Report) -> String {
     for row in &report.rows {
         table.add_row(cells(row));
     }
-    text + &table.trim_fmt() + "\n"
+    text += &table.trim_fmt();
+    text.push('\n');
+    for Missing { peer, what } in &report.missing {
+        text += &format!("{peer}: {what} is missing\n");
+    }
+    text
 }
 
 const HEADER: [&str; 10] = [
@@ -153,9 +158,13 @@ mod tests {
         }
     }
 
+    fn absent() -> Missing {
+        Missing { peer: "hf-eager".into(), what: "the module transformers".into() }
+    }
+
     #[track_caller]
     fn assert_shown(rows: Vec<Row>, parts: &[&str]) {
-        let text = render(&Report { machine: machine(), rows });
+        let text = render(&Report { machine: machine(), rows, missing: vec![absent()] });
         for part in parts {
             assert!(text.contains(part), "{part} in {text}");
         }
@@ -166,6 +175,7 @@ mod tests {
         let parts = ["50 % busy", "reads 30.0 GB/s", "| A ", "| loop ", "100.000", "258", "3.1 %"];
         assert_shown(vec![row(Pass::Forward)], &parts);
         assert_shown(vec![row(Pass::Forward)], &["0.75 [0.70, 0.80]", "1.25 [1.20, 1.30]"]);
+        assert_shown(Vec::new(), &["hf-eager: the module transformers is missing"]);
     }
 
     #[test]

@@ -19,6 +19,7 @@
 
 use super::stream::stream;
 use crate::error::Misuse;
+use crate::speed::Dtype;
 use moe_models::{Activation, DecoderLm, LayerTrace, LmConfig, Rules};
 use moe_routers::config::ConfigError;
 use moe_routers::{ParamStore, RouteCx, RouterConfig, Settings, router_config};
@@ -125,7 +126,7 @@ impl StepSize {
     pub fn flops(&self) -> f64 {
         let (d, sparse) = (self.width, (self.blocks + 1) / 2);
         let attention = self.blocks * (4 * d * d + self.sequence * d);
-        let experts = sparse * self.top_k * 3 * d * self.expert_hidden;
+        let experts = sparse * d * (self.top_k * 3 * self.expert_hidden + self.experts);
         let dense = (self.blocks - sparse) * 2 * d * self.dense_hidden;
         let per_token = attention + experts + dense + d * self.vocab;
         3.0 * 2.0 * (self.tokens() * per_token) as f64
@@ -177,7 +178,7 @@ impl StepSize {
     ///
     /// # Panics
     /// If the model takes none of this size.
-    pub fn build(&self, dense: bool, device: Device) -> (ParamStore, DecoderLm) {
+    pub fn build(&self, dense: bool, dtype: Dtype, device: Device) -> (ParamStore, DecoderLm) {
         let weights = self.weights(device).into_iter();
         let given = weights.filter(|(name, _)| !(dense && name.contains(".experts.")));
         let store = ParamStore::new(SEED, device, Kind::Float).with_given(given);
@@ -186,7 +187,8 @@ impl StepSize {
         let expert_hidden = self.expert_hidden * if dense { self.top_k } else { 1 };
         let config = LmConfig { expert_hidden: Some(expert_hidden), ..self.config() };
         let model = DecoderLm::new(&store, &config, &Rules::new(&*router), self.vocab);
-        (store, model.expect("a size of this file"))
+        let model = model.expect("a size of this file").with_precision(dtype.precision());
+        (store, model)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::model::{StepSize, StepTask};
 use crate::environment::peak_memory_bytes;
 use crate::error::Misuse;
+use crate::speed::Dtype;
 use crate::speed::child::{Answer, Hello, serve};
 use anyhow::Result;
 use moe_train::{Decay, StepReport, TrainConfig, Trainer};
@@ -43,8 +44,8 @@ impl Variant {
     }
 
     /// A trainer of the model at its first step, learning at the rate `lr`.
-    pub fn trainer(self, size: &StepSize, lr: f64, device: Device) -> Trainer {
-        let (store, model) = size.build(self.dense, device);
+    pub fn trainer(self, size: &StepSize, dtype: Dtype, lr: f64, device: Device) -> Trainer {
+        let (store, model) = size.build(self.dense, dtype, device);
         let config = TrainConfig {
             steps: BATCHES,
             batch: size.batch as usize,
@@ -65,8 +66,8 @@ impl Variant {
 ///
 /// # Errors
 /// A step that cannot be taken.
-pub fn run(variant: Variant, size: &StepSize, device: Device) -> Result<()> {
-    let mut trainer = variant.trainer(size, 0.0, device);
+pub fn run(variant: Variant, size: &StepSize, dtype: Dtype, device: Device) -> Result<()> {
+    let mut trainer = variant.trainer(size, dtype, 0.0, device);
     let about = format!("moe {}", env!("CARGO_PKG_VERSION"));
     serve(&Hello::Ready(about), || {
         let StepReport { seconds, phases, loss, .. } = trainer.train_step()?;
