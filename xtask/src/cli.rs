@@ -43,6 +43,18 @@ pub(crate) enum Action {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
     },
+    /// Count the instructions of the kernels' hot paths with valgrind, one line of JSON each
+    Instructions {
+        /// Instruction sets; may be given several times
+        #[arg(long, value_name = "SET", value_parser = crate::instructions::SETS,
+              default_values = crate::instructions::SETS)]
+        isa: Vec<String>,
+        /// Parts of names; all paths without
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Check licences, sources and duplicates of dependencies, where cargo-deny is installed
+    Deny,
     /// Check the conventions of the workspace
     Tidy,
 }
@@ -63,7 +75,7 @@ mod tests {
         Cli::command().debug_assert();
         assert_eq!(
             command_names(),
-            ["setup", "doctor", "test", "bench", "conform", "tidy", "help"]
+            ["setup", "doctor", "test", "bench", "conform", "instructions", "deny", "tidy", "help"]
         );
     }
 

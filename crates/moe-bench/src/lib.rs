@@ -9,8 +9,11 @@ pub mod cli;
 pub mod commands;
 pub mod compare;
 pub mod conform;
+pub mod data;
+pub mod dry_run;
 pub mod environment;
 pub mod error;
+pub mod estimate;
 pub mod log;
 pub mod method;
 pub mod overlay;
@@ -19,10 +22,15 @@ pub mod recipe;
 pub mod report;
 pub mod results;
 pub mod run;
+mod say;
+pub mod schema;
 pub mod speed;
+pub mod subject;
 pub mod summary;
+pub mod sweep;
 pub mod table;
 pub mod terms;
+pub mod vision;
 pub mod worker;
 
 /// The snippets of the README, compiled.

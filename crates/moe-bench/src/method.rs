@@ -7,6 +7,9 @@ use moe_routers::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+/// Largest whole number of a setting.
+const MOST: u64 = 1 << 32;
+
 /// A method by name, with settings over one of its presets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(from = "NameOrTable")]
@@ -19,7 +22,7 @@ pub struct MethodRecipe {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "a name, or a table with `name`")]
+#[serde(untagged, expecting = "expected a name, or a table with `name`")]
 enum NameOrTable {
     Name(String),
     Table {
@@ -68,11 +71,20 @@ impl MethodRecipe {
     }
 
     /// TOML has no null, but settings turn its `nan` and `inf` into one, which would stand for "none".
+    /// Whole numbers but seeds are counts and sizes, whose products must not overflow.
     fn check_numbers(&self) -> Result<(), ConfigError> {
-        match self.settings.iter().find(|(_, value)| value.is_null()) {
-            Some((key, _)) => Err(ConfigError::setting(key, "nan and inf are no settings")),
-            None => Ok(()),
+        for (key, value) in &self.settings {
+            if value.is_null() {
+                return Err(ConfigError::setting(key, "nan and inf are no settings"));
+            }
+            if key == "capacity" && *value == 0 {
+                return Err(ConfigError::setting(key, "0 must be at least 1"));
+            }
+            if key != "seed" && value.as_u64().is_some_and(|count| count > MOST) {
+                return Err(ConfigError::setting(key, format!("{value} is above {MOST}")));
+            }
         }
+        Ok(())
     }
 
     /// Puts every setting of the resolved method down, the preset it came from first.

@@ -18,28 +18,33 @@
 //! steps = 200
 //! ```
 //!
-//! A key that is left out has its default; a key that does not exist is an error that names it.
+//! A key that is left out has its default; a key that does not exist is an error that names it. With a
+//! section `[vision]` ([`crate::vision`]) the model classifies images instead of predicting text.
 
 use crate::error::Misuse;
 use crate::method::MethodRecipe;
+use crate::vision::{self, VisionRecipe};
 use moe_core::{CapacityPolicy, CapacityRule, DropOrder, Limit};
-use moe_data::{Corpus, TokenStream, TokenizerSpec};
-use moe_models::{LmConfig, LossWeights};
+use moe_data::{Corpus, DataError, MAX_BATCH_TOKENS, TokenStream, TokenizerSpec};
+use moe_models::{LmConfig, LossWeights, Precision};
 use moe_routers::Tie;
 use moe_routers::config::Part;
 use moe_train::TrainConfig;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Everything that decides a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
     /// Seed of weights, data order and noise.
     pub seed: u64,
-    /// The router.
+    /// The router: a name, `name:preset`, or a table with `name`, `preset` and settings.
+    #[schemars(schema_with = "crate::schema::router_schema")]
     pub router: MethodRecipe,
-    /// How a layer's output enters the stream.
+    /// How a layer's output enters the stream, written like the router.
+    #[schemars(schema_with = "crate::schema::residual_schema")]
     pub residual: MethodRecipe,
     /// Room of the experts; absent leaves the router's own rule.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,8 +53,11 @@ pub struct Recipe {
     pub losses: LossWeights,
     /// The data.
     pub data: DataRecipe,
-    /// The model.
+    /// The model; with `vision`, the sizes of its blocks.
     pub model: LmConfig,
+    /// What an image classifier has besides; absent for a language model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vision: Option<VisionRecipe>,
     /// The training.
     pub train: TrainConfig,
 }
@@ -64,16 +72,18 @@ impl Default for Recipe {
             losses: LossWeights::default(),
             data: DataRecipe::default(),
             model: LmConfig::default(),
+            vision: None,
             train: TrainConfig::default(),
         }
     }
 }
 
 /// Which text, cut into which tokens.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataRecipe {
-    /// A built-in name, a text file, or a directory in WikiText layout.
+    /// A built-in name, a text file, or a directory in WikiText layout; with `vision`, a built-in set of
+    /// images, or a directory in one of the layouts of [`moe_data::Images::open`].
     pub source: String,
     /// How text becomes tokens.
     pub tokenizer: TokenizerSpec,
@@ -91,8 +101,11 @@ impl DataRecipe {
     /// # Errors
     /// A source that cannot be read, or that its tokeniser cannot cut.
     pub fn open(&self) -> Result<TokenStream, Misuse> {
-        let corpus = Corpus::open(&self.source).map_err(|e| Misuse::recipe("data.source", e))?;
-        TokenStream::new(&corpus, &self.tokenizer).map_err(|e| Misuse::recipe("data.tokenizer", e))
+        let refused = |key: &'static str| {
+            move |error: DataError| Misuse::recipe(key, format!("{:#}", anyhow::Error::from(error)))
+        };
+        let corpus = Corpus::open(&self.source).map_err(refused("data.source"))?;
+        TokenStream::new(&corpus, &self.tokenizer).map_err(refused("data.tokenizer"))
     }
 }
 
@@ -108,7 +121,7 @@ impl DataRecipe {
 }
 
 /// Room of the experts in a recipe.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CapacityRecipe {
     /// Capacity factor; together with `rule` it gives the rows of an expert in a group.
@@ -178,6 +191,7 @@ impl Recipe {
         for set in sets {
             crate::overlay::set(&mut table, set)?;
         }
+        vision::refuse_text_keys(&table)?;
         let recipe: Self = serde_path_to_error::deserialize(table)
             .map_err(|e| Misuse::recipe(&e.path().to_string(), message_of(e.inner())))?;
         recipe.check()?;
@@ -194,13 +208,25 @@ impl Recipe {
             .check()
             .map_err(|(key, reason)| Misuse::recipe(&format!("train.{key}"), reason))?;
         let (sequence, context) = (self.train.sequence as i64, self.model.context);
-        if sequence > context {
+        if sequence > context && self.vision.is_none() {
             let reason = format!("{sequence} exceeds model.context = {context}");
             return Err(Misuse::recipe("train.sequence", reason));
         }
         if self.train.accumulate > 1 && self.model.span.is_some() {
             let reason = "a model with a memory (model.span) takes its batch whole";
             return Err(Misuse::recipe("train.accumulate", reason));
+        }
+        if self.train.precision != Precision::Fp32 && self.vision.is_some() {
+            let reason = "models of images are trained in fp32";
+            return Err(Misuse::recipe("train.precision", reason));
+        }
+        let tokens = self.train.batch.checked_mul(self.train.sequence);
+        if tokens.is_none_or(|tokens| tokens > MAX_BATCH_TOKENS) {
+            let reason = format!(
+                "{} times train.sequence = {sequence} is above {MAX_BATCH_TOKENS} tokens",
+                self.train.batch
+            );
+            return Err(Misuse::recipe("train.batch", reason));
         }
         let experts = self.model.experts as usize;
         let (router, heads) = (self.tied_router()?.router()?, self.model.heads as usize);
@@ -213,10 +239,20 @@ impl Recipe {
         self.losses
             .check(router.as_ref())
             .map_err(|(key, reason)| Misuse::recipe(&format!("losses.{key}"), reason))?;
-        let sparse = self.model.sparse_layers();
+        let sparse = self.trunk()?.sparse_layers();
         self.residual.residual()?.check(sparse).map_err(|e| Misuse::recipe("residual", e))?;
         self.capacity()?;
-        Ok(())
+        self.vision.as_ref().map_or(Ok(()), |vision| vision.check(self))
+    }
+
+    /// The sizes of the blocks, with the sparse ones where `vision.placement` wants them.
+    ///
+    /// # Errors
+    /// A placement that leaves no sparse block.
+    fn trunk(&self) -> Result<LmConfig, Misuse> {
+        let trunk = self.vision.as_ref().map(|vision| vision.trunk(&self.model)).transpose();
+        let trunk = trunk.map_err(|e| Misuse::recipe("vision", e))?;
+        Ok(trunk.unwrap_or_else(|| self.model.clone()))
     }
 
     /// The capacity policy, if the recipe has one.
@@ -263,7 +299,12 @@ impl Recipe {
 
     /// As TOML.
     pub fn to_toml(&self) -> String {
-        toml::to_string_pretty(self).expect("a recipe is plain data")
+        if self.vision.is_none() {
+            return toml::to_string_pretty(self).expect("a recipe is plain data");
+        }
+        let mut table = toml::Table::try_from(self).expect("a recipe is plain data");
+        vision::drop_text_keys(&mut table);
+        toml::to_string_pretty(&table).expect("a recipe is plain data")
     }
 }
 

@@ -13,14 +13,13 @@ use crate::error::Misuse;
 use crate::log::{EvalLine, Log};
 use crate::recipe::Recipe;
 use crate::results::Metrics;
+use crate::subject::Subject;
 use anyhow::{Context, Result};
-use moe_data::{Split, TokenStream};
-use moe_models::{DecoderLm, Rules};
+use moe_data::Split;
 use moe_routers::ParamStore;
-use moe_train::{LmTask, StepReport, Trainer, checkpoint};
+use moe_train::{StepReport, Trainer, checkpoint};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tch::{Device, Kind};
@@ -97,7 +96,7 @@ impl RunDir {
 /// A recipe made ready to train.
 pub struct Prepared {
     recipe: Recipe,
-    data: Arc<TokenStream>,
+    subject: Subject,
     trainer: Trainer,
     device: Device,
 }
@@ -109,23 +108,15 @@ pub struct Prepared {
 pub fn prepare(recipe: &Recipe, device: Device) -> Result<Prepared> {
     let recipe = recipe.resolved()?;
     recipe.check()?;
-    let data = Arc::new(recipe.data.open()?);
+    let subject = Subject::open(&recipe)?;
+    // Refuses what could not even be numbered, before libtorch is asked for it.
+    if let Subject::Text(text) = &subject {
+        crate::estimate::estimate(&recipe, text.vocab_size(), 0)?;
+    }
     let store = ParamStore::new(recipe.seed, device, Kind::Float);
-    let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
-    let rules = Rules {
-        router: router.as_ref(),
-        residual: residual.as_ref(),
-        capacity: recipe.capacity()?,
-        losses: recipe.losses,
-    };
-    let vocab = data.vocab_size() as i64;
-    let model = DecoderLm::new(&store, &recipe.model, &rules, vocab)
-        .map_err(|e| Misuse::recipe("model", e))?
-        .with_precision(recipe.train.precision);
-    let train = recipe.train.clone();
-    let task = LmTask::new(model, Arc::clone(&data), (train.batch, train.sequence), device);
-    let trainer = Trainer::new(Box::new(task), store, train, recipe.seed);
-    Ok(Prepared { recipe, data, trainer, device })
+    let task = subject.task(&recipe, &store, device)?;
+    let trainer = Trainer::new(task, store, recipe.train.clone(), recipe.seed);
+    Ok(Prepared { recipe, subject, trainer, device })
 }
 
 impl Prepared {
@@ -135,8 +126,8 @@ impl Prepared {
     }
 
     /// The data.
-    pub fn data(&self) -> &TokenStream {
-        &self.data
+    pub fn subject(&self) -> &Subject {
+        &self.subject
     }
 
     /// Trains into `dir` until the recipe's last step, or until `stop` is set; then saves.
@@ -224,13 +215,13 @@ impl Prepared {
         let start = Instant::now();
         let report = self.trainer.evaluate(split, batches)?;
         let step = self.trainer.steps_taken();
-        let bits_per_byte = self.data.bits_per_byte(split, report.loss);
+        let bits_per_byte = self.subject.bits_per_byte(split, report.loss);
         let seconds = start.elapsed().as_secs_f64();
         Ok(EvalLine { step, split: split.name().into(), bits_per_byte, seconds, report })
     }
 
     fn metrics(&self, log: &Log) -> Metrics {
-        let tokens = self.recipe.train.batch * self.recipe.train.sequence;
+        let tokens = self.subject.tokens_per_step(&self.recipe);
         Metrics {
             params_active: self.trainer.active_params() as u64,
             params_total: self.trainer.store().trainable_count() as u64,

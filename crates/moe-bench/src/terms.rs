@@ -3,30 +3,27 @@
 use crate::cells::Cell;
 use crate::recipe::Recipe;
 use crate::results::{Row, Terms};
+use crate::subject::Subject;
 use anyhow::Result;
-use moe_data::Split;
 
 /// The terms of a comparison of `cells`, all made from `base`.
 ///
 /// # Errors
 /// Data that cannot be read.
 pub fn terms(base: &Recipe, cells: &[Cell]) -> Result<Terms> {
-    let data = base.data.open()?;
+    let data = Subject::open(base)?;
+    let tokens_per_step = data.tokens_per_step(base);
     let (train, model) = (&base.train, &base.model);
     Ok(Terms {
-        data: data.corpus().into(),
-        tokenizer: data.tokenizer().name().into(),
+        data: data.name().into(),
+        tokenizer: data.tokenizer(),
         steps: train.steps,
-        tokens_per_step: (train.batch * train.sequence) as u64,
-        unigram_loss: data.unigram_nll(Split::Valid),
+        tokens_per_step: tokens_per_step as u64,
+        unigram_loss: data.floor(),
         equal: vec![
             "data, and the batch of every step: a function of (seed, step)".into(),
             "initial weights of every tensor that has the same name and shape".into(),
-            format!(
-                "{} steps of {} tokens, optimiser, schedule",
-                train.steps,
-                train.batch * train.sequence
-            ),
+            format!("{} steps of {tokens_per_step} tokens, optimiser, schedule", train.steps),
             format!(
                 "{} experts, of which a token uses a hidden width of {} on average",
                 model.experts, model.active_hidden
@@ -61,12 +58,13 @@ fn unequal(cell: &Cell) -> Vec<String> {
         let hidden = used * model.hidden_of_expert(router.as_ref()) as f64;
         facts.push(format!("{name}: a token uses a hidden width of {hidden} only"));
     }
-    if !router.causal() {
+    let text = cell.recipe.vision.is_none();
+    if text && !router.causal() {
         facts.push(format!(
             "{name}: not causal; a token's route depends on later tokens of its group, so its loss is not comparable with the others'"
         ));
     }
-    if cell.recipe.residual.residual().is_ok_and(|residual| !residual.causal()) {
+    if text && cell.recipe.residual.residual().is_ok_and(|residual| !residual.causal()) {
         facts.push(format!(
             "{name}: not causal; its residual mixes all tokens, so its loss is not comparable with the others'"
         ));

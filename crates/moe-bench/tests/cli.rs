@@ -390,3 +390,48 @@ fn papers_and_doctor_speak() {
     let said = moe(&["doctor"]);
     assert!(said.code == 0 && said.out.contains("verdict      fine"), "{}{}", said.out, said.err);
 }
+
+/// The estimate of memory is within its factor of what a training process really needed.
+#[test]
+fn a_dry_run_estimates_the_memory_of_the_run() {
+    let place = Place::new();
+    let sets = [
+        "model.width=256",
+        "model.active_hidden=1024",
+        "model.experts=16",
+        "model.context=128",
+        "train.sequence=128",
+        "train.batch=16",
+        "train.steps=2",
+    ];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let said = place.train(&[&["--dry-run", "--json"], &sets[..]].concat());
+    assert_eq!(said.code, 0, "{}", said.err);
+    let found: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    let out = show(&place.path("run"));
+    let said = place.train(&[&["--out", &out], &sets[..]].concat());
+    assert_eq!(said.code, 0, "{}", said.err);
+    let measured: serde_json::Value = serde_json::from_str(&place.text("run/result.json")).unwrap();
+    for count in ["params_total", "params_active"] {
+        assert_eq!(found[count], measured[count], "{count}");
+    }
+    let peak = measured["peak_memory_bytes"].as_f64().unwrap();
+    let estimate = found["memory_bytes"]["total"].as_f64().unwrap();
+    let within = 1.0 / moe_bench::estimate::FACTOR..moe_bench::estimate::FACTOR;
+    assert!(within.contains(&(peak / estimate)), "{peak} measured, {estimate} estimated: {found}");
+}
+
+#[test]
+fn a_dry_run_builds_nothing_and_prints_the_resolved_recipe() {
+    let place = Place::new();
+    let out = show(&place.path("never"));
+    let huge = ["model.width=65536", "model.active_hidden=262144", "model.experts=1024"];
+    let huge: Vec<&str> = huge.iter().flat_map(|set| ["--set", set]).collect();
+    let said = place.train(&[&["--dry-run", "--out", &out], &huge[..]].concat());
+    assert_eq!(said.code, 0, "{}", said.err);
+    for part in ["expert_hidden = 131072", "parameters ", "TiB", "FLOPs per step of 16 tokens"] {
+        assert!(said.out.contains(part), "expected `{part}` in: {}", said.out);
+    }
+    assert!(!place.path("never").exists());
+    refused(&place.train(&["--json"]), 1, &["--dry-run"]);
+}

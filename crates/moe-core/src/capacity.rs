@@ -7,13 +7,14 @@ mod rule;
 
 pub use rule::{CapacityError, CapacityInput, CapacityRule};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Who keeps a place when an expert is full.
 ///
 /// In the first three orders all first choices queue before all second choices, and the order says
 /// in which sequence the tokens are visited; the last two do not look at the rank of a choice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DropOrder {
     /// Earlier tokens first (GShard, arXiv 2006.16668, Algorithm 1; V-MoE, Algorithm 1).

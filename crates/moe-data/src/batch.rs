@@ -7,7 +7,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use crate::error::DataError;
 
 /// The most elements of one batch (2 GiB of ids): beyond it a shape is a mistake in a recipe.
-pub(crate) const MAX_BATCH_TOKENS: usize = 1 << 28;
+pub const MAX_BATCH_TOKENS: usize = 1 << 28;
 
 /// Keeps these random numbers apart from any other use of the same seed. Changing it, or anything
 /// in [`train_starts`], changes every training run.

@@ -2,6 +2,7 @@
 
 use crate::corpus::Text;
 use crate::error::DataError;
+use crate::image::{Parts, numbered, read_idx_pair};
 use crate::read::gunzip;
 use crate::split::{BySplit, Split};
 
@@ -10,6 +11,12 @@ use crate::split::{BySplit, Split};
 /// `sotu`: the US State of the Union addresses 1790-2021, split by address (195 train, 19 valid,
 /// 19 test; 8.9, 0.86 and 0.98 MB; 1,489,436, 145,338 and 161,604 words).
 pub const BUILTIN_CORPORA: &[&str] = &["sotu"];
+
+/// The names that [`Images::open`](crate::Images::open) knows without a directory.
+///
+/// `fashion-small`: of Fashion-MNIST, the first 400 training and 100 test images of each of its 10
+/// classes, 28 x 28; a tenth of the training images is the validation split.
+pub const BUILTIN_IMAGES: &[&str] = &["fashion-small"];
 
 /// GPT-2's token-to-id table, JSON in gzip.
 pub(crate) const GPT2_VOCAB_GZ: &[u8] = include_bytes!("../assets/gpt2-encoder.json.gz");
@@ -30,4 +37,27 @@ fn read_sotu(split: Split) -> Result<Text, DataError> {
     let place = format!("the built-in sotu.{split}.txt.gz");
     let bytes = gunzip(compressed, &place)?;
     Text::new(place, bytes)
+}
+
+/// The images of a built-in set; `None` if the name is not in [`BUILTIN_IMAGES`].
+pub(crate) fn read_images(name: &str) -> Option<Result<Parts, DataError>> {
+    (name == "fashion-small").then(read_fashion)
+}
+
+fn read_fashion() -> Result<Parts, DataError> {
+    let train = read_idx_pair(
+        (
+            "the built-in train images",
+            include_bytes!("../assets/fashion-train-images-idx3-ubyte.gz"),
+        ),
+        (
+            "the built-in train labels",
+            include_bytes!("../assets/fashion-train-labels-idx1-ubyte.gz"),
+        ),
+    )?;
+    let test = read_idx_pair(
+        ("the built-in test images", include_bytes!("../assets/fashion-t10k-images-idx3-ubyte.gz")),
+        ("the built-in test labels", include_bytes!("../assets/fashion-t10k-labels-idx1-ubyte.gz")),
+    )?;
+    Ok(Parts { train, valid: None, test, classes: numbered(10) })
 }

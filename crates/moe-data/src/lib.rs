@@ -1,4 +1,4 @@
-//! Text, tokens and batches for language models.
+//! Text, tokens and batches for language models; images and batches for vision models.
 //!
 //! A [`Corpus`] is three texts: built in, or opened from a path. A [`TokenizerSpec`] says how they
 //! become ids. A [`TokenStream`] holds the ids of all three, and hands out training batches, which
@@ -24,6 +24,9 @@
 //! # Ok::<(), moe_data::DataError>(())
 //! ```
 //!
+//! [`Images`] are three splits of labelled pictures, built in or in a published layout, with the same two
+//! kinds of batches; what happens to a training image is a function of `(seed, epoch, index)`.
+//!
 //! | tokeniser | ids on `sotu` | reads | lossless |
 //! |---|---|---|---|
 //! | `byte` | 256 | any bytes | yes |
@@ -36,18 +39,22 @@ mod batch;
 mod builtin;
 mod corpus;
 mod error;
+mod image;
 mod layout;
 mod read;
 mod spec;
 mod split;
 mod stream;
+mod table;
 mod tokenizer;
 
-pub use batch::{SideBySide, TokenBatch};
-pub use builtin::BUILTIN_CORPORA;
+pub use batch::{MAX_BATCH_TOKENS, SideBySide, TokenBatch};
+pub use builtin::{BUILTIN_CORPORA, BUILTIN_IMAGES};
 pub use corpus::Corpus;
 pub use error::DataError;
+pub use image::{Augment, ImageBatch, ImageSet, ImageSize, Images, RandAugment};
 pub use spec::{DEFAULT_MIN_COUNT, TokenizerSpec};
 pub use split::Split;
 pub use stream::TokenStream;
+pub use table::{LabelledTexts, TableSpec};
 pub use tokenizer::{BpeTokenizer, Tokenizer, WordTokenizer};

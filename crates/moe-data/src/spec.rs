@@ -1,9 +1,11 @@
 //! Which tokeniser to build, as recipes and command lines write it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -74,6 +76,17 @@ impl<'de> Deserialize<'de> for TokenizerSpec {
     }
 }
 
+impl JsonSchema for TokenizerSpec {
+    fn schema_name() -> Cow<'static, str> {
+        "Tokenizer".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let names = json_schema!({ "type": "string", "enum": ["byte", "word", "bpe"] });
+        json_schema!({ "anyOf": [names, generator.subschema_for::<Table>()] })
+    }
+}
+
 struct NameOrTable;
 
 impl<'de> Visitor<'de> for NameOrTable {
@@ -94,7 +107,7 @@ impl<'de> Visitor<'de> for NameOrTable {
 
 /// The table form. Kinds without options are empty structs here, because serde lets unknown keys
 /// pass beside a unit variant.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 enum Table {
     Byte {},

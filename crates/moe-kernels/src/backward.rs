@@ -146,7 +146,7 @@ impl Work for Backward<'_, '_> {
 
 fn need<K: Kernel>(shape: &Shape) -> Need {
     let forward = forward::need::<K>(shape);
-    let depth = shape.activation.maps() * shape.hidden.div_ceil(K::Lane::DEPTH);
+    let depth = gradients_depth::<K>(shape);
     let rows = forward::most_rows(shape.width.div_ceil(K::Lane::DEPTH));
     Need {
         block: forward.block.max(wgrad::operand_lanes::<K>()),
@@ -154,6 +154,11 @@ fn need<K: Kernel>(shape: &Shape) -> Need {
         panel: gemm::DEPTH.max(wgrad::DEPTH) * K::NR,
         sums: forward.sums,
     }
+}
+
+/// Depth of the gradients of what an activation saw, the gate's and then the up map's.
+fn gradients_depth<K: Kernel>(shape: &Shape) -> usize {
+    shape.activation.maps() * gemm::whole_steps::<K>(shape.hidden.div_ceil(K::Lane::DEPTH))
 }
 
 /// A block of an expert's rows.
@@ -258,7 +263,7 @@ impl<K: Kernel> Rows<'_, K> {
         let w2_dh = matrix(self.weights.w2_edh, shape, task.span.expert);
         let w2_dh = Factor { matrices: [Some(w2_dh), None], width: shape.hidden };
         let weight_n = &self.forward.plan.weight_n()[task.span.rows.clone()];
-        let depth = shape.activation.maps() * self.forward.sizes.down_depth;
+        let depth = gradients_depth::<K>(shape);
         let mut product = Product { kernel, operand: block, panel };
         for number in 0..shape.hidden.div_ceil(K::NR) {
             let hidden = Hidden::of_gradient::<K>(shape, number, block.rows);
@@ -293,7 +298,7 @@ impl<K: Kernel> Rows<'_, K> {
     ) {
         let shape = self.forward.packed.shape();
         let rows = task.span.rows.len();
-        let depth = shape.activation.maps() * self.forward.sizes.down_depth;
+        let depth = gradients_depth::<K>(shape);
         let block = Operand { lanes: second, rows, depth };
         let of_expert = |stacked| matrix(stacked, shape, task.span.expert);
         let matrices = [self.weights.gate_ehd.map(of_expert), Some(of_expert(self.weights.w1_ehd))];

@@ -55,7 +55,7 @@ pub fn decode(
     workers.resize_with(rayon::current_num_threads(), Default::default);
     let threads = workers.len();
     let cx = Decode { packed, rows_of, x_td, weight_tk, choices, threads };
-    packed.isa().run(packed.dtype(), Run { cx, row_nd, operands: decode, y_td })
+    packed.isa().for_few_rows().run(packed.dtype(), Run { cx, row_nd, operands: decode, y_td })
 }
 
 /// What all tasks read.
@@ -168,7 +168,7 @@ fn product<K: Kernel>(
     panel: &[K::Lane],
     sums: &mut Sums,
 ) {
-    for part in gemm::parts(panel.len() / K::NR, gemm::DEPTH) {
+    for part in gemm::parts::<K>(panel.len() / K::NR, gemm::DEPTH) {
         let lanes = &panel[part.start * K::NR..part.end * K::NR];
         for first in rows.clone().step_by(K::MR) {
             let count = K::MR.min(rows.end - first);

@@ -52,8 +52,9 @@ impl<'a> Factor<'a> {
         let lengths = lengths.filter_map(|(number, matrix)| Some((number, matrix?.len())));
         lengths.enumerate().flat_map(move |(above, (matrix, length))| {
             let depth = (length / self.width).div_ceil(K::Lane::DEPTH);
-            let part = move |lanes| Depth { matrix, lanes, start: above * depth };
-            gemm::parts(depth, gemm::DEPTH).map(part)
+            let start = above * gemm::whole_steps::<K>(depth);
+            let part = move |lanes| Depth { matrix, lanes, start };
+            gemm::parts::<K>(depth, gemm::DEPTH).map(part)
         })
     }
 

@@ -187,7 +187,7 @@ impl<K: Kernel> Job for Block<'_, K> {
     fn run(self) {
         let Self { cx, mut task, worker } = self;
         let Operands { block, second, .. } = K::Lane::operands(&mut worker.operands);
-        let depth = cx.sizes.down_depth;
+        let depth = gemm::whole_steps::<K>(cx.sizes.down_depth);
         let activated =
             Activated { kernel: cx.kernel, pre: task.pre.as_deref_mut(), to: &mut *second, depth };
         cx.up(&task.span, block, &mut worker.sums, activated);
@@ -282,7 +282,7 @@ impl<'a, K: Kernel> Context<'a, K> {
         let stride = gemm::sums_stride::<K>(self.packed.shape().width);
         let tiles = operand.rows.div_ceil(K::MR);
         // Depth outermost: the part of the operand that all panels need stays in the cache.
-        for part in gemm::parts(depth, gemm::DEPTH) {
+        for part in gemm::parts::<K>(depth, gemm::DEPTH) {
             let lanes = part.start * K::NR..part.end * K::NR;
             let after =
                 part.end * K::NR..lanes.len().min((depth - part.end) * K::NR) + part.end * K::NR;

@@ -5,12 +5,13 @@
 use std::ops::Range;
 
 use crate::arch::{Kernel, Left};
+use crate::left;
 
 /// Most lanes of depth that are multiplied at a time: a part of a panel this deep stays in the first
 /// cache, with room for the rows that pass by.
 pub(crate) const DEPTH: usize = 192;
 
-/// A block of rows as tiles of `MR`: `[tiles, k, MR]`.
+/// A block of rows as tiles of `MR`: `[tiles, k / STEP, MR, STEP]`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Operand<'a, L> {
     pub(crate) lanes: &'a [L],
@@ -20,7 +21,12 @@ pub(crate) struct Operand<'a, L> {
 
 /// Lanes that a block of so many rows takes.
 pub(crate) fn block_lanes<K: Kernel>(rows: usize, depth: usize) -> usize {
-    rows.next_multiple_of(K::MR) * depth
+    rows.next_multiple_of(K::MR) * whole_steps::<K>(depth)
+}
+
+/// A depth in lanes, rounded up to whole steps of the first operand.
+pub(crate) fn whole_steps<K: Kernel>(depth: usize) -> usize {
+    depth.next_multiple_of(K::STEP)
 }
 
 /// Values from one row of a block's sums of all columns to the next, with a cache line between.
@@ -28,10 +34,14 @@ pub(crate) fn sums_stride<K: Kernel>(columns: usize) -> usize {
     columns.next_multiple_of(K::NR) + 16
 }
 
-/// Cuts a depth into parts of like size, none above `most`.
-pub(crate) fn parts(depth: usize, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
-    let count = depth.div_ceil(most);
-    (0..count).map(move |part| depth * part / count..depth * (part + 1) / count)
+/// Cuts a depth into parts of like size and whole steps, none above `most`.
+pub(crate) fn parts<K: Kernel>(
+    depth: usize,
+    most: usize,
+) -> impl Iterator<Item = Range<usize>> + Clone {
+    let (count, steps) = (depth.div_ceil(most), depth.div_ceil(K::STEP));
+    let edge = move |part: usize| depth.min(steps * part / count * K::STEP);
+    (0..count).map(move |part| edge(part)..edge(part + 1))
 }
 
 /// `sums[n, NR] = operand x panel` for a whole panel `[k, NR]`, while the lines of `ahead` are
@@ -46,7 +56,7 @@ pub(crate) fn product<K: Kernel>(
 ) {
     let calls = operand.rows.div_ceil(K::MR) * operand.depth.div_ceil(DEPTH);
     let mut ahead = ahead.chunks(ahead.len().div_ceil(calls).max(1));
-    for part in parts(operand.depth, DEPTH) {
+    for part in parts::<K>(operand.depth, DEPTH) {
         let lanes = &panel[part.start * K::NR..part.end * K::NR];
         partial(kernel, operand, part, lanes, Sums { to: sums, stride: K::NR }, |_| {
             kernel.prefetch(ahead.next().unwrap_or_default());
@@ -72,10 +82,10 @@ pub(crate) fn partial<K: Kernel>(
     sums: Sums<'_>,
     mut before_each: impl FnMut(usize),
 ) {
-    let tiles = operand.lanes.chunks_exact(operand.depth * K::MR);
+    let tiles = operand.lanes.chunks_exact(whole_steps::<K>(operand.depth) * K::MR);
     for (tile, lanes) in tiles.take(operand.rows.div_ceil(K::MR)).enumerate() {
         before_each(tile);
-        let lanes = &lanes[part.start * K::MR..part.end * K::MR];
+        let lanes = &lanes[part.start * K::MR..whole_steps::<K>(part.end) * K::MR];
         let rows = K::MR.min(operand.rows - tile * K::MR);
         let to = &mut sums.to[tile * K::MR * sums.stride..];
         let left = Left { lanes, stride: K::MR };
@@ -92,8 +102,8 @@ pub(crate) fn gather<'a, K: Kernel>(
     rows: usize,
     row: impl Fn(usize) -> &'a [f32],
 ) {
-    for (tile, to) in to.chunks_exact_mut(depth * K::MR).enumerate() {
+    for (tile, to) in to.chunks_exact_mut(whole_steps::<K>(depth) * K::MR).enumerate() {
         let rows = tile * K::MR..rows.min((tile + 1) * K::MR);
-        crate::pack::transpose(kernel, to, K::MR, rows.map(&row));
+        left::along(kernel, to, 0, rows.map(&row));
     }
 }

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 
 use crate::activation::{Curve, OnCurve};
 use crate::arch::{Kernel, Lane};
-use crate::pack::transpose;
+use crate::left;
 use crate::shape::{Activation, Shape};
 
 /// Columns of a matrix padded to whole panels.
@@ -116,7 +116,7 @@ impl Hidden {
         let sums = sums[..self.rows * K::NR].chunks(K::MR * K::NR);
         for (sums, to) in sums.zip(to.chunks_exact_mut(depth * K::MR)) {
             let rows = sums.chunks_exact(K::NR).map(|row| &row[..self.columns]);
-            transpose(kernel, &mut to[lane * K::MR..], K::MR, rows);
+            left::along(kernel, to, lane, rows);
         }
     }
 
@@ -159,9 +159,9 @@ impl Hidden {
                 pre.chunks_exact(self.stride).map(move |row| &row[column..][..self.columns])
             };
             let up = self.up_column + self.first;
-            transpose(kernel, &mut to[(up_lane + lane) * K::MR..], K::MR, rows(up));
+            left::along(kernel, to, up_lane + lane, rows(up));
             if self.activation.gated() {
-                transpose(kernel, &mut to[lane * K::MR..], K::MR, rows(self.first));
+                left::along(kernel, to, lane, rows(self.first));
             }
         }
     }

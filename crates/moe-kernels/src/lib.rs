@@ -3,8 +3,9 @@
 //! A [`Plan`] says which tokens every expert reads, sorted by expert. [`forward`] gathers, multiplies,
 //! activates, multiplies, weighs and combines without writing permuted copies; [`backward`] returns
 //! the gradients of inputs, weights, biases and routing weights; [`decode`] does a few tokens as fast
-//! as memory delivers the weights of the experts they visit. Microkernels for AVX-512 (with and
-//! without BF16), AVX2 and plain Rust are chosen at run time ([`Isa::detect`]).
+//! as memory delivers the weights of the experts they visit. Microkernels for AMX, AVX-512
+//! (with and without BF16), AVX2 and plain Rust are chosen at run time ([`Isa::detect`]); that for AMX
+//! is checked against an emulation of its instructions and not yet run on hardware.
 //!
 //! Results do not depend on the number of threads: no sum is split between them.
 //!
@@ -51,6 +52,7 @@ mod factor;
 mod forward;
 mod gemm;
 mod hidden;
+mod left;
 mod memory;
 mod pack;
 mod plan;

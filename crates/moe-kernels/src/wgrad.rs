@@ -16,6 +16,7 @@ use crate::arch::{Job, Kernel, Lane, Left};
 use crate::backward::BackwardInput;
 use crate::gemm;
 use crate::hidden::{hidden_stride, pre_stride, up_column};
+use crate::left;
 use crate::pack::stack;
 use crate::shape::{Shape, WeightGrads};
 use crate::tasks;
@@ -25,12 +26,19 @@ use crate::workspace::{Operands, Scratch};
 /// and writes the whole gradient.
 pub(crate) const DEPTH: usize = 320;
 
-/// Most strips of `MR` rows of a matrix in a task.
+/// Most strips of `MR` rows of a matrix in a task, and most rows: its operand stays in a second cache
+/// of 1 MiB.
 const STRIPS: usize = 40;
+const ROWS: usize = 560;
+
+/// Most strips of a kernel in a task.
+fn most_strips<K: Kernel>() -> usize {
+    STRIPS.min(ROWS / K::MR)
+}
 
 /// Lanes that a task's first operand takes.
 pub(crate) fn operand_lanes<K: Kernel>() -> usize {
-    STRIPS * K::MR * DEPTH
+    most_strips::<K>() * K::MR * DEPTH
 }
 
 /// What the first part of the backward pass leaves.
@@ -91,7 +99,7 @@ fn cut<'a, K: Kernel>(
     bias: Option<&'a mut [f32]>,
 ) -> Vec<Task<'a>> {
     let strips = height.div_ceil(K::MR);
-    let rows = strips.div_ceil(strips.div_ceil(STRIPS)) * K::MR;
+    let rows = strips.div_ceil(strips.div_ceil(most_strips::<K>())) * K::MR;
     let experts = to.len() / (height * width);
     let places =
         (0..experts).flat_map(|expert| (0..height).step_by(rows).map(move |at| (expert, at)));
@@ -132,7 +140,7 @@ impl<K: Kernel> Context<'_, K> {
         let rows = self.rows.input.plan.span(task.expert);
         let width = self.width(task.which);
         let lanes = rows.len().div_ceil(K::Lane::DEPTH);
-        for part in gemm::parts(lanes, DEPTH) {
+        for part in gemm::parts::<K>(lanes, DEPTH) {
             let depth = part.len();
             let row = |lane: usize| rows.end.min(rows.start + lane * K::Lane::DEPTH);
             let rows = row(part.start)..row(part.end);
@@ -194,10 +202,10 @@ impl<K: Kernel> Context<'_, K> {
     #[inline(always)]
     fn pack_strips(&self, task: &Task<'_>, rows: Range<usize>, depth: usize, to: &mut [K::Lane]) {
         let end = task.first + task.to.len() / self.width(task.which);
-        let strips = to.chunks_exact_mut(depth * K::MR);
+        let strips = to.chunks_exact_mut(gemm::whole_steps::<K>(depth) * K::MR);
         for (to, first) in strips.zip((task.first..end).step_by(K::MR)) {
             let row = |row| &self.left(task.which, row)[first..];
-            stack(to, K::MR, K::MR.min(end - first), rows.clone().map(row));
+            left::across(self.kernel, to, K::MR.min(end - first), rows.clone().map(row));
         }
     }
 
@@ -227,7 +235,8 @@ impl<K: Kernel> Context<'_, K> {
         sums: &mut [f32],
         mut ahead: impl FnMut(),
     ) {
-        let strips = block.chunks_exact(panel.len() / K::NR * K::MR);
+        let depth = gemm::whole_steps::<K>(panel.len() / K::NR);
+        let strips = block.chunks_exact(depth * K::MR);
         for (number, strip) in strips.enumerate() {
             let first = number * K::MR * width;
             if first >= to.len() {

@@ -1,4 +1,4 @@
-//! Causal self-attention through libtorch's scaled dot product.
+//! Self-attention, causal or of all tokens, through libtorch's scaled dot product.
 //!
 //! Axis letters: `b` batch, `t` tokens, `d` width, `m` heads, `c` width of a head.
 
@@ -8,17 +8,18 @@ use crate::precision::Precision;
 use moe_routers::Params;
 use tch::{Kind, Tensor};
 
-/// Multi-head causal self-attention.
+/// Multi-head self-attention.
 #[derive(Debug)]
 pub struct Attention {
     qkv_3dd: Tensor,
     out_dd: Tensor,
     heads: i64,
     precision: Precision,
+    causal: bool,
 }
 
 impl Attention {
-    /// Fresh weights under `params`; `heads` divides `width`.
+    /// Fresh weights under `params`; `heads` divides `width`. A token sees itself and earlier ones.
     pub fn new(params: &Params<'_>, width: i64, heads: i64, output_scale: f64) -> Self {
         let std = (1.0 / width as f64).sqrt();
         Self {
@@ -26,6 +27,7 @@ impl Attention {
             out_dd: params.matrix("out", &[width, width], std * output_scale),
             heads,
             precision: Precision::Fp32,
+            causal: true,
         }
     }
 
@@ -34,21 +36,26 @@ impl Attention {
         self.precision = precision;
     }
 
-    /// `[b, t, d] -> [b, t, d]`; a token sees itself and earlier ones.
+    /// The same, but a token sees all tokens: of an image, or of a text with masks.
+    pub fn of_all(self) -> Self {
+        Self { causal: false, ..self }
+    }
+
+    /// `[b, t, d] -> [b, t, d]`.
     pub fn forward(&self, x_btd: &Tensor) -> Tensor {
         if self.precision == Precision::Bf16 {
             // The backward pass of the fused product is several times slower in `bf16` on a CPU.
             return self.forward_with_weights(x_btd).0;
         }
         let [q_bmtc, k_bmtc, v_bmtc] = self.heads(x_btd);
-        let (dropout, causal, grouped_queries) = (0.0, true, false);
+        let (dropout, grouped_queries) = (0.0, false);
         let y_bmtc = Tensor::scaled_dot_product_attention(
             &q_bmtc,
             &k_bmtc,
             &v_bmtc,
             None::<&Tensor>,
             dropout,
-            causal,
+            self.causal,
             None,
             grouped_queries,
         );
@@ -61,8 +68,13 @@ impl Attention {
         let [q_bmtc, k_bmtc, v_bmtc] = self.heads(x_btd);
         let (t, c) = (q_bmtc.size()[2], q_bmtc.size()[3]);
         let score_bmtt = q_bmtc.matmul(&k_bmtc.transpose(-2, -1)) / (c as f64).sqrt();
-        let later_tt = Tensor::ones([t, t], (Kind::Bool, x_btd.device())).triu(1);
-        let score_bmtt = score_bmtt.masked_fill(&later_tt, f64::NEG_INFINITY);
+        let score_bmtt = match self.causal {
+            true => {
+                let later_tt = Tensor::ones([t, t], (Kind::Bool, x_btd.device())).triu(1);
+                score_bmtt.masked_fill(&later_tt, f64::NEG_INFINITY)
+            }
+            false => score_bmtt,
+        };
         let weight_bmtt = score_bmtt.softmax(-1, x_btd.kind());
         let y_bmtc = self.precision.factor(&weight_bmtt).matmul(&v_bmtc);
         (self.output(&y_bmtc).to_kind(x_btd.kind()), weight_bmtt)
@@ -95,9 +107,10 @@ mod tests {
     use tch::Device;
 
     /// The fused output, and the other way's output and weights.
-    fn attended() -> (Tensor, Tensor, Tensor) {
+    fn attended(causal: bool) -> (Tensor, Tensor, Tensor) {
         let store = ParamStore::new(5, Device::Cpu, Kind::Double);
         let attention = Attention::new(&store.root(), 12, 3, 1.0);
+        let attention = if causal { attention } else { attention.of_all() };
         let x_btd = store.root().matrix("x", &[2, 7, 12], 2.0);
         let (y_btd, weight_bmtt) = attention.forward_with_weights(&x_btd);
         (attention.forward(&x_btd), y_btd, weight_bmtt)
@@ -105,19 +118,24 @@ mod tests {
 
     #[test]
     fn written_down_weights_give_the_fused_output() {
-        let (want_btd, got_btd, _) = attended();
         let limit = tolerance(Kind::Double).value;
-        assert!(got_btd.allclose(&want_btd, limit, limit, false));
+        for causal in [true, false] {
+            let (want_btd, got_btd, _) = attended(causal);
+            assert!(got_btd.allclose(&want_btd, limit, limit, false), "{causal}");
+        }
     }
 
     #[test]
-    fn weights_are_causal_and_sum_to_one() {
-        let (_, _, weight_bmtt) = attended();
-        assert_eq!(weight_bmtt.size(), [2, 3, 7, 7]);
+    fn weights_sum_to_one_and_are_causal_or_all_positive() {
         let limit = tolerance(Kind::Double).value;
-        let sum_bmt = weight_bmtt.sum_dim_intlist(-1, false, None::<Kind>);
-        assert!(sum_bmt.allclose(&sum_bmt.ones_like(), limit, limit, false));
-        assert_eq!(weight_bmtt.triu(1).abs().max().double_value(&[]), 0.0);
-        assert!(weight_bmtt.diagonal(0, -2, -1).min().double_value(&[]) > 0.0);
+        for causal in [true, false] {
+            let (_, _, weight_bmtt) = attended(causal);
+            assert_eq!(weight_bmtt.size(), [2, 3, 7, 7]);
+            let sum_bmt = weight_bmtt.sum_dim_intlist(-1, false, None::<Kind>);
+            assert!(sum_bmt.allclose(&sum_bmt.ones_like(), limit, limit, false));
+            assert_eq!(weight_bmtt.triu(1).abs().max().double_value(&[]) == 0.0, causal);
+            assert!(weight_bmtt.diagonal(0, -2, -1).min().double_value(&[]) > 0.0);
+            assert_eq!(weight_bmtt.min().double_value(&[]) > 0.0, !causal);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! A block of the language model: attention, then a dense or sparse feed-forward layer.
+//! A block of a model: attention, then a dense or sparse feed-forward layer.
 //!
 //! Axis letters: `b` batch, `g` groups, `t` tokens, `d` width, `m` heads.
 
@@ -98,6 +98,15 @@ impl Block {
         *experts = experts.with_precision(precision);
     }
 
+    /// The same, but a token attends to all tokens.
+    pub(crate) fn of_all(self) -> Self {
+        let attention = match self.attention {
+            SelfAttention::Whole(attention) => SelfAttention::Whole(attention.of_all()),
+            span @ SelfAttention::Span(_) => span,
+        };
+        Self { attention, ..self }
+    }
+
     /// `[b, t, d] -> [b, t, d]`. A sparse layer adds its trace, whose predecessor is the sparse layer
     /// before it.
     pub(crate) fn forward(
@@ -181,14 +190,18 @@ impl Block {
         cx: &RouteCx<'_>,
     ) -> Result<(Tensor, LayerTrace), RouteError> {
         let (b, t, d) = x_btd.size3().expect("[b, t, d]");
-        let [g, t_of_group] = match self.group {
-            RoutingGroup::Batch => [1, b * t],
-            RoutingGroup::Sequence => [b, t],
-        };
+        let [g, t_of_group] = self.group.split(b, t);
         let token_gt = cx.token_gt.map(|ids| ids.reshape([g, t_of_group]));
         let cx = RouteCx { token_gt: token_gt.as_ref(), ..*cx };
         let (y_gtd, trace) = layer.forward(&x_btd.reshape([g, t_of_group, d]), &cx)?;
         Ok((y_gtd.view([b, t, d]), trace))
+    }
+
+    pub(crate) fn dense(&self) -> Option<&Experts> {
+        match &self.feed_forward {
+            FeedForward::Sparse(_) => None,
+            FeedForward::Dense(network) => Some(network),
+        }
     }
 
     pub(crate) fn sparse(&self) -> Option<&MoeLayer> {
@@ -226,7 +239,10 @@ impl FeedForward {
             bias: config.bias,
             output_scale: (1.0 / (2.0 * config.layers as f64)).sqrt(),
         };
-        let exec = ExpertExec::best(params.device(), params.kind());
+        let exec = match params.is_sketch() {
+            true => ExpertExec::Loop, // which packs no weights
+            false => ExpertExec::best(params.device(), params.kind()),
+        };
         let Some(index) = config.sparse_index(layer) else {
             let activation = config.dense_activation.unwrap_or(config.activation);
             let shape = shape(1, config.active_hidden, activation);

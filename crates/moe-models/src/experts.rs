@@ -13,11 +13,12 @@ mod padded;
 use crate::precision::Precision;
 use moe_routers::{Params, TensorPlan};
 use moe_torch_sys::fused::FusedBank;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 /// Nonlinearity of an expert.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Activation {
     /// `max(0, x)`, two matrices.
@@ -157,6 +158,12 @@ impl Experts {
         let optional = [&self.gate_ehd, &self.b1_eh, &self.b2_ed].into_iter().flatten();
         let all = [&self.w1_ehd, &self.w2_edh].into_iter().chain(optional);
         all.map(Tensor::numel).sum::<usize>() / self.count() as usize
+    }
+
+    /// Products of one row in one expert: the values of its matrices.
+    pub(crate) fn products(&self) -> f64 {
+        let matrices = [&self.w1_ehd, &self.w2_edh].into_iter().chain(&self.gate_ehd);
+        matrices.map(|matrix| matrix.numel() as f64).sum::<f64>() / self.count() as f64
     }
 
     /// Carries out a plan: dispatch, experts, combine. `[g, t, d] -> [g, t, d]`.

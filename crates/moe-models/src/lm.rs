@@ -16,21 +16,36 @@ use moe_core::{CapacityPolicy, RouteError};
 use moe_routers::norm::TorchNorm;
 use moe_routers::residual::{Carried, LN_EPS, PlainConfig};
 use moe_routers::{Norm, ParamStore, Residual, ResidualConfig, RouteCx, RouterConfig};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 /// Which tokens compete for experts' room and share a balance loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RoutingGroup {
     /// All tokens of the batch: what Switch, GShard and their kin do on one device.
     Batch,
     /// The tokens of one sequence.
     Sequence,
+    /// The tokens of so many sequences, one after the other in the batch, as V-MoE's code groups 8
+    /// images; a batch that they do not divide is one group.
+    Sequences(i64),
+}
+
+impl RoutingGroup {
+    /// Groups of a batch of `b` sequences of `t` tokens, and the tokens of a group.
+    pub(crate) fn split(self, b: i64, t: i64) -> [i64; 2] {
+        match self {
+            Self::Sequence => [b, t],
+            Self::Sequences(n) if b % n == 0 => [b / n, n * t],
+            Self::Batch | Self::Sequences(_) => [1, b * t],
+        }
+    }
 }
 
 /// Sizes and layout.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LmConfig {
     /// Model width `d`.
@@ -117,6 +132,9 @@ pub struct ModelError {
     pub reason: String,
 }
 
+/// Deeper than any model that was trained, and still quickly laid out.
+const MOST_LAYERS: i64 = 4096;
+
 impl LmConfig {
     /// Refuses sizes that do not go together.
     ///
@@ -140,11 +158,17 @@ impl LmConfig {
         if let Some((key, value)) = positive.into_iter().find(|(_, v)| !(1..=most).contains(v)) {
             return error(key, format!("{value} is outside 1..={most}"));
         }
+        if self.layers > MOST_LAYERS {
+            return error("layers", format!("{} is outside 1..={MOST_LAYERS}", self.layers));
+        }
         if !(0.0..1.0).contains(&self.dropout) {
             return error("dropout", format!("{} is outside 0..1", self.dropout));
         }
         if self.width % self.heads != 0 {
             return error("heads", format!("{} does not divide width {}", self.heads, self.width));
+        }
+        if let RoutingGroup::Sequences(n @ ..=0) = self.routing_group {
+            return error("routing_group.sequences", format!("{n} must be at least 1"));
         }
         if self.moe_first.is_some_and(|first| !(0..self.layers).contains(&first)) {
             let first = self.moe_first.unwrap_or_default();
@@ -264,6 +288,9 @@ impl DecoderLm {
     /// The same parameters with products in `precision`. Attention over a span stays as it is.
     #[must_use]
     pub fn with_precision(mut self, precision: Precision) -> Self {
+        if precision == self.precision {
+            return self;
+        }
         self.precision = precision;
         for block in &mut self.blocks {
             block.set_precision(precision);

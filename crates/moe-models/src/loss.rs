@@ -5,12 +5,13 @@
 use moe_core::AuxForm;
 use moe_routers::config::Part;
 use moe_routers::{Aux, RouterConfig, Routing, losses};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 /// Weights in the objective. A loss that the router has under this name gets the weight; one that it
 /// has not is computed from its logits and choices. Absent leaves the router's own.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossWeights {
     /// `E sum_e f_e P_e` with `sum f = 1` (Switch, arXiv 2101.03961, eq. 4).

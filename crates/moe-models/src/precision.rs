@@ -1,11 +1,12 @@
 //! What products are carried out in. Parameters, norms, softmax, routers, losses and the stream between
 //! layers are `f32` either way.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 /// Element type of the factors of a model's products: attention, dense layers, experts, output layer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// As the parameters are.

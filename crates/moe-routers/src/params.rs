@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use tch::{Device, Kind, Tensor};
 
 /// Initial values.
@@ -44,6 +44,9 @@ pub struct Param {
     pub role: Role,
 }
 
+/// Most values of one tensor of a sketch: a pebibyte in `f32`.
+const MOST_VALUES: i64 = 1 << 48;
+
 /// All parameters of a model, in the order of their creation.
 #[derive(Debug)]
 pub struct ParamStore {
@@ -52,13 +55,24 @@ pub struct ParamStore {
     kind: Kind,
     /// Values that take the place of initial ones.
     given: HashMap<String, Tensor>,
+    /// Whether tensors have shapes and no values of their own.
+    sketch: bool,
+    oversized: RefCell<Option<String>>,
+    names: RefCell<HashSet<String>>,
     entries: RefCell<Vec<Param>>,
 }
 
 impl ParamStore {
     /// An empty store; `seed` decides all initial values.
     pub fn new(seed: u64, device: Device, kind: Kind) -> Self {
-        Self { seed, device, kind, given: HashMap::new(), entries: RefCell::default() }
+        let (given, oversized, names, entries) = Default::default();
+        Self { seed, device, kind, given, sketch: false, oversized, names, entries }
+    }
+
+    /// A store for a model that is only measured: every tensor has its shape and a single value, seen
+    /// from everywhere, so that a model of any size takes no memory. It must not be run.
+    pub fn sketch(kind: Kind) -> Self {
+        Self { sketch: true, ..Self::new(0, Device::Cpu, kind) }
     }
 
     /// The same store with these tensors, graph and all, in the place of initial values: weights
@@ -91,8 +105,27 @@ impl ParamStore {
         }
     }
 
+    /// The first tensor of a sketch that has more than 2^48 values, with its shape.
+    pub fn oversized(&self) -> Option<String> {
+        self.oversized.borrow().clone()
+    }
+
+    /// A tensor of this shape that takes no memory; of one value, and noted, where the shape is beyond
+    /// what can be numbered.
+    fn outline(&self, name: &str, shape: &[i64], kind: Kind) -> Tensor {
+        let one = Tensor::zeros([], (kind, self.device));
+        let values = shape.iter().try_fold(1i64, |values, axis| values.checked_mul(*axis));
+        if values.is_some_and(|values| values <= MOST_VALUES) {
+            return one.expand(shape, false);
+        }
+        let said = format!("{name} of {shape:?}");
+        self.oversized.borrow_mut().get_or_insert(said);
+        one.expand(vec![1; shape.len()], false)
+    }
+
     fn value(&self, name: &str, shape: &[i64], init: Init, kind: Kind) -> Tensor {
         match init {
+            _ if self.sketch => self.outline(name, shape, kind),
             Init::Const(value) => Tensor::full(shape, value, (kind, self.device)),
             Init::Orthogonal(gain) => {
                 orthogonal(&self.value(name, shape, Init::Normal(1.0), kind), gain)
@@ -161,9 +194,9 @@ impl<'a> Params<'a> {
                 value.set_requires_grad(role != Role::Buffer)
             }
         };
-        let mut entries = self.store.entries.borrow_mut();
-        assert!(entries.iter().all(|p| p.name != name), "parameter {name} registered twice");
-        entries.push(Param { name, tensor: tensor.shallow_clone(), role });
+        let new = self.store.names.borrow_mut().insert(name.clone());
+        assert!(new, "parameter {name} registered twice");
+        self.store.entries.borrow_mut().push(Param { name, tensor: tensor.shallow_clone(), role });
         tensor
     }
 
@@ -180,6 +213,11 @@ impl<'a> Params<'a> {
     /// Where the tensors lie.
     pub fn device(&self) -> Device {
         self.store.device
+    }
+
+    /// Whether the model is only measured ([`ParamStore::sketch`]).
+    pub fn is_sketch(&self) -> bool {
+        self.store.sketch
     }
 
     /// What learned values are stored in.
@@ -227,6 +265,22 @@ mod tests {
         let w = store.root().constant("w", &[2], 0.0);
         w.sum(Kind::Float).backward();
         assert_eq!(Vec::<f32>::try_from(source.grad()).unwrap(), [2.0, 2.0]);
+    }
+
+    #[test]
+    fn a_sketch_has_shapes_and_no_memory() {
+        let store = ParamStore::sketch(Kind::Float);
+        let shape = [1 << 20, 1 << 20, 3];
+        let w = store.root().add("w", &shape, Init::Orthogonal(1.0), Role::Decayed);
+        assert_eq!((w.size(), store.trainable_count()), (shape.to_vec(), 3 << 40));
+        assert!(store.root().is_sketch());
+    }
+
+    #[test]
+    #[should_panic(expected = "parameter a.w registered twice")]
+    fn a_name_is_used_once() {
+        let store = ParamStore::new(0, Device::Cpu, Kind::Float);
+        let _ = [0, 1].map(|_| store.root().child("a").matrix("w", &[1], 1.0));
     }
 
     #[test]

@@ -19,12 +19,13 @@ use crate::norm::{HostNorm, TorchNorm};
 use crate::router::Method;
 use moe_core::RouteError;
 use ndarray::{Array2, ArrayView2};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 use tch::Tensor;
 
 /// Where layer normalisation stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Norm {
     /// `x + f(norm(x))`.
@@ -198,6 +199,11 @@ pub fn residual_config(
             Err(ConfigError::Unknown { what: "residual", name: name.into(), choices })
         }
     }
+}
+
+/// The paper that residual `name` belongs to; the name itself if it is no short one.
+pub fn home(name: &'static str) -> &'static str {
+    NAMES.iter().find(|(short, ..)| *short == name).map_or(name, |(_, id, _)| id)
 }
 
 /// Every name that [`residual_config`] knows.

@@ -12,11 +12,12 @@
 use moe_routers::{Param, ParamStore, Role};
 use moe_torch_sys::ShimError;
 use moe_torch_sys::optimizer::{FusedAdamW, Group};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 /// Settings, with common values for language models.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdamWConfig {
     /// Decay of the first moment.

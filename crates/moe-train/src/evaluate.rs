@@ -7,6 +7,7 @@ use moe_data::Split;
 use moe_models::LayerTrace;
 use moe_routers::{Phase, RouteCx, SeededNoise};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Instant;
 use tch::{Kind, Tensor};
 
@@ -33,6 +34,9 @@ pub struct EvalReport {
     /// Share of the forward passes' time spent deciding routes and building plans. Measured on a
     /// CPU, where calls return when the work is done.
     pub routing_share: f64,
+    /// What the task measures besides, by name: means over the targets, or sizes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub measures: BTreeMap<String, f64>,
 }
 
 /// What the model says of one batch.
@@ -44,6 +48,8 @@ pub struct Scored {
     pub count: usize,
     /// One entry per sparse layer.
     pub traces: Vec<LayerTrace>,
+    /// Other means over the targets of the batch, scalars, by name.
+    pub measures: Vec<(&'static str, Tensor)>,
 }
 
 /// Sums over the batches of one evaluation.
@@ -54,15 +60,20 @@ struct Totals {
     forward_seconds: f64,
     route_seconds: f64,
     layers: Vec<LayerReport>,
+    measures: BTreeMap<String, f64>,
 }
 
 impl Totals {
     fn add(&mut self, scored: &Scored, seconds: f64) {
-        let Scored { loss, count, traces } = scored;
+        let Scored { loss, count, traces, measures } = scored;
         self.nats += loss.double_value(&[]) * *count as f64;
         self.tokens += count;
         self.forward_seconds += seconds;
         self.route_seconds += traces.iter().map(|t| t.route_time.as_secs_f64()).sum::<f64>();
+        for (name, mean) in measures {
+            let sum = self.measures.entry((*name).to_owned()).or_default();
+            *sum += mean.double_value(&[]) * *count as f64;
+        }
         let reports = traces.iter().map(|trace| layer_report(trace, *count as f64));
         if self.layers.is_empty() {
             self.layers = reports.collect();
@@ -79,6 +90,7 @@ impl Totals {
             tokens: self.tokens,
             layers,
             routing_share: self.route_seconds / self.forward_seconds,
+            measures: self.measures.into_iter().map(|(name, sum)| (name, sum / tokens)).collect(),
         }
     }
 }

@@ -115,7 +115,7 @@ impl LmTask {
     ) -> Result<EvalReport, TrainError> {
         evaluate(plan, batches.map(|batch| self.to_device(&batch)), |[x_bt, y_bt], cx| {
             let (loss, traces) = self.model.loss_after(&mut memory, x_bt, y_bt, cx)?;
-            Ok(Scored { loss, count: y_bt.numel(), traces })
+            Ok(Scored { loss, count: y_bt.numel(), traces, measures: Vec::new() })
         })
     }
 

@@ -11,13 +11,14 @@ use moe_data::{DataError, Split};
 use moe_models::Precision;
 use moe_routers::ParamStore;
 use moe_torch_sys::ShimError;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Instant;
 use tch::Tensor;
 
 /// How to train.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// Optimiser steps.

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use super::counts::Counts;
 use crate::env::Env;
 use crate::workspace::Workspace;
-use crate::{pipe, tidy};
+use crate::{deny, pipe, tidy};
 
 /// A part of `cargo xtask test`, in the order they run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -18,6 +18,8 @@ pub(crate) enum Step {
     Fmt,
     /// Conventions of the workspace
     Tidy,
+    /// Licences, sources and duplicates of dependencies, where cargo-deny is installed
+    Deny,
     /// Tests that need no libtorch
     Plain,
     /// Lints of all targets
@@ -38,13 +40,16 @@ impl Step {
 
     /// Whether it builds what depends on libtorch.
     pub(crate) fn needs_libtorch(self) -> bool {
-        !matches!(self, Self::Fmt | Self::Tidy | Self::Plain)
+        !matches!(self, Self::Fmt | Self::Tidy | Self::Deny | Self::Plain)
     }
 
     /// Runs the step; true if all is well.
     pub(crate) fn run(self, workspace: &Workspace, env: &Env, counts: &mut Counts) -> Result<bool> {
         if self == Self::Tidy {
             return tidy::run(workspace.root());
+        }
+        if self == Self::Deny {
+            return deny::offline(workspace);
         }
         let mut passed = true;
         for line in self.lines() {
@@ -62,7 +67,7 @@ impl Step {
     fn lines(self) -> &'static [&'static str] {
         match self {
             Self::Fmt => &["fmt --all --check"],
-            Self::Tidy => &[],
+            Self::Tidy | Self::Deny => &[],
             Self::Plain => &[
                 "test --no-fail-fast --tests -p moe-core -p moe-data",
                 "test --no-fail-fast --tests -p xtask",
@@ -138,7 +143,7 @@ mod tests {
     #[test]
     fn names_are_those_of_the_command_line() {
         let names: Vec<_> = Step::value_variants().iter().map(|step| step.name()).collect();
-        assert_eq!(names, ["fmt", "tidy", "plain", "clippy", "torch", "doctest", "docs"]);
+        assert_eq!(names, ["fmt", "tidy", "deny", "plain", "clippy", "torch", "doctest", "docs"]);
     }
 
     #[test]

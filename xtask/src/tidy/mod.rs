@@ -6,6 +6,7 @@ mod edges;
 mod leftovers;
 mod shape;
 mod tree;
+mod unsafety;
 
 use std::fmt;
 use std::path::Path;
@@ -41,7 +42,7 @@ impl fmt::Display for Finding {
 /// A rule: its findings in a tree.
 type Rule = fn(&Tree) -> Vec<Finding>;
 
-const RULES: [Rule; 9] = [
+const RULES: [Rule; 10] = [
     edges::crate_edges,
     edges::workspace_lints,
     shape::module_docs,
@@ -51,6 +52,7 @@ const RULES: [Rule; 9] = [
     leftovers::left_overs,
     leftovers::sleeping_tests,
     commands::required_files,
+    unsafety::unsafe_places,
 ];
 
 /// Prints what breaks the conventions; true if nothing does.

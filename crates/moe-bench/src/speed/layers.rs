@@ -83,6 +83,11 @@ impl Bank {
         }
     }
 
+    /// The tokens as routers read them.
+    fn wide_tokens(&self) -> Tensor {
+        self.x_gtd.to_kind(Kind::Float)
+    }
+
     fn on_cpu(&self) -> bool {
         self.x_gtd.device() == Device::Cpu
     }
@@ -102,7 +107,7 @@ impl Bank {
         let store = ParamStore::new(0, self.x_gtd.device(), self.dtype.kind());
         Ok(MoeLayer {
             index: 0,
-            router: router.build(&store.root().child("router"), dims),
+            router: router.build(&store.root().child("router").wide(), dims),
             experts: self.of(exec).1.with_exec(exec),
             capacity: None,
             losses: LossWeights::default(),
@@ -117,7 +122,8 @@ impl Bank {
         }
         let layer = self.layer(ExpertExec::Loop).ok()?;
         let noise = SeededNoise::eval(0, 0);
-        let routing = layer.router.route(&self.x_gtd, &RouteCx::new(Phase::Eval, &noise)).ok()?;
+        let routing =
+            layer.router.route(&self.wide_tokens(), &RouteCx::new(Phase::Eval, &noise)).ok()?;
         let visited = routing.plan.load_e().gt(0).sum(Kind::Int64).int64_value(&[]);
         let weights = visited * 3 * self.size.width * self.size.hidden;
         Some(weights as f64 * self.dtype.bytes() as f64)
@@ -176,7 +182,7 @@ pub fn candidates(bank: &Bank, pass: Pass) -> Result<Vec<Candidate>> {
 }
 
 fn route(bank: &Bank) -> Result<Candidate> {
-    let (layer, x_gtd) = (bank.layer(ExpertExec::Loop)?, bank.x_gtd.shallow_clone());
+    let (layer, x_gtd) = (bank.layer(ExpertExec::Loop)?, bank.wide_tokens());
     Ok(Candidate::new("smoe", move || {
         let _guard = tch::no_grad_guard();
         let noise = SeededNoise::eval(0, 0);

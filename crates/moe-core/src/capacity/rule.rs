@@ -3,13 +3,14 @@
 //! Axis letters in formulas: `T` tokens of a group, `E` experts, `k` choices of a token, `C` the
 //! capacity factor.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How a capacity factor becomes a number of rows: each code base has its own rule.
 ///
 /// `int` truncates, `round` rounds half to even. In recipes the names are in kebab case; snake case
 /// is understood too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CapacityRule {
     /// `max(min, min(T, int(T C / E)))`, min 4 unless given (Switch in Mesh TensorFlow).

@@ -5,7 +5,8 @@
 //!
 //! Operands are "depth-major": `a` is `[k, rows]` and `b` is `[k, NR]`, so that one step of depth is
 //! one rank-1 update of the `MR x NR` tile of sums, read from two contiguous streams. A [`Lane`] is
-//! what one step of depth holds for one row: a value, or a pair of `bf16`.
+//! what one step of depth holds for one row: a value, or a pair of `bf16`. AMX wants the rows of `a`
+//! side by side, [`Kernel::STEP`] lanes of each.
 
 /// The kernel `$name` of tiles of `M` rows, `1 <= M <= MR`: a function for each `M`, so that sums
 /// stay in registers. `$step` is one step of depth and `$put` stores a register of sums.
@@ -103,6 +104,8 @@ macro_rules! x86_kernel {
 
 mod portable;
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -216,11 +219,12 @@ fn to_bf16(x: f32) -> u32 {
     if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
 }
 
-/// The first operand of a tile: `[k, rows]`.
+/// The first operand of a tile: `[k / STEP, rows, STEP]`, for most kernels `[k, rows]`. What the last
+/// step has beyond the depth is zero.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Left<'a, L> {
     pub(crate) lanes: &'a [L],
-    /// From one lane of depth to the next.
+    /// Rows: from one step of depth to the next, over `STEP`.
     pub(crate) stride: usize,
 }
 
@@ -245,6 +249,8 @@ pub(crate) trait Kernel: Copy + Send + Sync {
     const MR: usize;
     /// Columns of a tile; even.
     const NR: usize;
+    /// Lanes of depth that lie side by side for each row of the first operand: 1, or [`SIDE`].
+    const STEP: usize = 1;
 
     /// `c[i, j] = sum_k a[k, i] * b[k, j]` for `i < rows`, `j < NR`, where a row of `c` is `ldc`
     /// values after the one before; added to what is there if `add`.
@@ -252,6 +258,7 @@ pub(crate) trait Kernel: Copy + Send + Sync {
     /// # Panics
     ///
     /// If `b` is not `[k, NR]`, `a` is less deep, or the tile does not fit into `c`.
+    /// To be called by jobs of [`Self::vectorized`] only: AMX needs its tiles configured.
     fn tile(
         self,
         rows: usize,
@@ -293,8 +300,9 @@ fn tile_depth<K: Kernel>(
     let depth = b.len() / K::NR;
     assert!((1..=K::MR).contains(&rows), "{rows} rows in a tile of {}", K::MR);
     assert!(depth > 0 && b.len() == depth * K::NR, "{} lanes are no panel", b.len());
+    let before = (depth - 1) / K::STEP * K::STEP;
     assert!(
-        a.lanes.len() >= (depth - 1).saturating_mul(a.stride).saturating_add(rows),
+        a.lanes.len() >= before.saturating_mul(a.stride).saturating_add(rows * K::STEP),
         "operands differ in depth"
     );
     // Saturating: the kernels rely on these for safety, whatever the strides.
@@ -318,6 +326,8 @@ enum Level {
     Avx512(avx512::Avx512),
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(avx512::Avx512, avx512_bf16::Avx512Bf16),
+    #[cfg(target_arch = "x86_64")]
+    Amx(avx512::Avx512, amx::Amx),
 }
 
 impl Isa {
@@ -337,6 +347,9 @@ impl Isa {
             levels.extend(avx512.map(Level::Avx512));
             let both = avx512.zip(avx512_bf16::Avx512Bf16::detect());
             levels.extend(both.map(|(single, paired)| Level::Avx512Bf16(single, paired)));
+            levels.extend(
+                avx512.zip(amx::Amx::detect()).map(|(single, amx)| Level::Amx(single, amx)),
+            );
         }
         levels.into_iter().map(Self).collect()
     }
@@ -346,7 +359,7 @@ impl Isa {
         Self::available().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// `portable`, `avx2`, `avx512` or `avx512-bf16`.
+    /// `portable`, `avx2`, `avx512`, `avx512-bf16` or `amx`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Portable => "portable",
@@ -356,6 +369,17 @@ impl Isa {
             Level::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16(..) => "avx512-bf16",
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx(..) => "amx",
+        }
+    }
+
+    /// The set whose kernels suit few rows; it reads the same panels.
+    pub(crate) fn for_few_rows(self) -> Self {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx(single, amx) => Self(Level::Avx512Bf16(single, amx.few_rows())),
+            other => Self(other),
         }
     }
 
@@ -369,11 +393,16 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             (Level::Avx2(avx2), Dtype::Bf16) => work.run(avx2::Avx2Bf16::from(avx2)),
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512(avx512) | Level::Avx512Bf16(avx512, _), Dtype::F32) => work.run(avx512),
+            (
+                Level::Avx512(avx512) | Level::Avx512Bf16(avx512, _) | Level::Amx(avx512, _),
+                Dtype::F32,
+            ) => work.run(avx512),
             #[cfg(target_arch = "x86_64")]
             (Level::Avx512(avx512), Dtype::Bf16) => work.run(avx512_bf16::Widened::from(avx512)),
             #[cfg(target_arch = "x86_64")]
             (Level::Avx512Bf16(_, paired), Dtype::Bf16) => work.run(paired),
+            #[cfg(target_arch = "x86_64")]
+            (Level::Amx(_, amx), Dtype::Bf16) => work.run(amx),
         }
     }
 }

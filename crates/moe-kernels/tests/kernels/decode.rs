@@ -1,5 +1,6 @@
 //! Decoding against plain `f64` loops.
 
+use crate::instruction_sets;
 use crate::oracle::problem::{Narrow, Numbers, Problem, activations, packed};
 use crate::oracle::tolerance::{relative_error, tolerance};
 use moe_kernels::{Dtype, Groups, Isa, MOST_TOKENS, Shape, Workspace, decode};
@@ -38,7 +39,7 @@ fn check(problem: &Problem, expert_tk: &[u32]) {
         for (&item, &weight) in groups.items().iter().zip(&narrow.weight_n) {
             weight_tk[item as usize] = weight;
         }
-        for isa in Isa::available() {
+        for isa in instruction_sets() {
             let packed = packed(problem, &narrow, isa, dtype);
             let mut y_td = vec![f32::NAN; want.len()];
             let x_td = &narrow.x_td;

@@ -1,9 +1,10 @@
 //! Which blocks of a model are sparse.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A rule of placement, in blocks counted from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Placement {
     /// Every n-th block: `n - 1`, `2 n - 1`, …

@@ -285,7 +285,7 @@ impl Task for StepTask {
     fn evaluate(&self, plan: &EvalPlan) -> Result<EvalReport, TrainError> {
         evaluate(plan, self.batches.iter(), |[x_bt, y_bt], cx| {
             let (loss, traces) = self.model.loss(x_bt, y_bt, cx)?;
-            Ok(Scored { loss, count: y_bt.numel(), traces })
+            Ok(Scored { loss, count: y_bt.numel(), traces, measures: Vec::new() })
         })
     }
 

@@ -177,6 +177,22 @@ pub(crate) fn forward(
     y_td
 }
 
+/// The largest sum of magnitudes that a routing weight's gradient `dy . E(x)` is a sum of.
+pub(crate) fn weight_terms(
+    shape: &Shape,
+    values: &Values,
+    offset_e: &[usize],
+    token_n: &[u32],
+    dy_td: &[f64],
+) -> f64 {
+    let terms = rows(offset_e, token_n).map(|(_, expert, token)| {
+        let at = Row { shape, values, expert, token };
+        let hidden = at.hidden();
+        (0..shape.width).map(|d| (dy_td[at.input(d)] * at.output(&hidden, d)).abs()).sum()
+    });
+    terms.fold(0.0, f64::max)
+}
+
 /// The gradients of `forward . dy_td`.
 pub(crate) fn backward(
     shape: &Shape,

@@ -99,6 +99,12 @@ impl Problem {
         super::forward(&self.shape, &self.values, &self.offset_e, &self.token_n)
     }
 
+    /// The magnitude of what the gradients of routing weights are summed from.
+    pub(crate) fn weight_terms(&self) -> f64 {
+        let Self { shape, values, offset_e, token_n, dy_td, .. } = self;
+        super::weight_terms(shape, values, offset_e, token_n, dy_td)
+    }
+
     /// What the oracle says.
     pub(crate) fn gradients(&self) -> Values {
         let Self { shape, values, offset_e, token_n, dy_td, .. } = self;

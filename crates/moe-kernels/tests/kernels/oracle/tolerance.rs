@@ -29,8 +29,13 @@ pub(crate) const STEP: f64 = 1e-5;
 
 /// The largest difference relative to the largest expected magnitude; infinite with NaN.
 pub(crate) fn relative_error(got: &[f32], want: &[f64]) -> f64 {
+    relative_to(0.0, got, want)
+}
+
+/// The same relative to `least` if that is larger: of few sums all may have cancelled.
+pub(crate) fn relative_to(least: f64, got: &[f32], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
-    let scale = want.iter().fold(0.0, |scale: f64, want| scale.max(want.abs()));
+    let scale = want.iter().fold(least, |scale: f64, want| scale.max(want.abs()));
     let error = got.iter().zip(want).map(|(&got, want)| (f64::from(got) - want).abs());
     let worst = error.fold(0.0, |worst, error| if error <= worst { worst } else { error });
     if worst == 0.0 { 0.0 } else { worst / scale }

@@ -1,0 +1,62 @@
+//! `moe train R --dry-run`: the recipe as resolved and what it will cost, without building the model.
+
+use crate::cli::TrainArgs;
+use crate::environment::peak_memory_bytes;
+use crate::estimate::{Estimate, estimate};
+use crate::recipe::Recipe;
+use crate::say::say;
+use anyhow::Result;
+use moe_data::Split;
+use serde::Serialize;
+
+/// What `--dry-run --json` prints.
+#[derive(Debug, Serialize)]
+struct DryRun {
+    recipe: Recipe,
+    data: Data,
+    #[serde(flatten)]
+    estimate: Estimate,
+}
+
+/// What was read to know the vocabulary.
+#[derive(Debug, Serialize)]
+struct Data {
+    corpus: String,
+    tokenizer: String,
+    train_tokens: usize,
+    valid_tokens: usize,
+    test_tokens: usize,
+}
+
+/// Prints what a run would be.
+///
+/// # Errors
+/// A recipe or data that cannot be used.
+pub fn dry_run(args: &TrainArgs) -> Result<()> {
+    let found = look(&Recipe::read(&args.recipe, &args.sets)?)?;
+    if args.json {
+        return Ok(say(&(serde_json::to_string_pretty(&found)? + "\n"))?);
+    }
+    let Data { corpus, tokenizer, train_tokens, valid_tokens, test_tokens } = &found.data;
+    let ids = found.estimate.vocabulary;
+    let data = format!(
+        "data         {corpus} as {tokenizer}: {ids} ids; {train_tokens} + {valid_tokens} + {test_tokens} tokens"
+    );
+    Ok(say(&format!("{}\n{data}\n{}", found.recipe.to_toml(), found.estimate.render()))?)
+}
+
+/// Reads the data, whose vocabulary decides the size of the output layer, and measures the model.
+fn look(recipe: &Recipe) -> Result<DryRun> {
+    let recipe = recipe.resolved()?;
+    recipe.check()?;
+    let stream = recipe.data.open()?;
+    let data = Data {
+        corpus: stream.corpus().into(),
+        tokenizer: stream.tokenizer().name().into(),
+        train_tokens: stream.tokens(Split::Train).len(),
+        valid_tokens: stream.tokens(Split::Valid).len(),
+        test_tokens: stream.tokens(Split::Test).len(),
+    };
+    let estimate = estimate(&recipe, stream.vocab_size(), peak_memory_bytes())?;
+    Ok(DryRun { recipe, data, estimate })
+}

@@ -1,0 +1,137 @@
+//! What a recipe is about: its data, and the task that is made of data and model.
+
+use crate::error::Misuse;
+use crate::recipe::Recipe;
+use crate::vision::VisionRecipe;
+use anyhow::Result;
+use moe_data::{Images, Split, TokenStream};
+use moe_models::{DecoderLm, ImageSpec, Rules, Vit};
+use moe_routers::ParamStore;
+use moe_train::{ImageTask, LmTask, Task};
+use std::sync::Arc;
+use tch::Device;
+
+/// The data of a run.
+#[derive(Debug, Clone)]
+pub enum Subject {
+    /// Text as tokens, for a language model.
+    Text(Arc<TokenStream>),
+    /// Images, for a classifier.
+    Images(Arc<Images>, VisionRecipe),
+}
+
+impl Subject {
+    /// Reads the data of a recipe.
+    ///
+    /// # Errors
+    /// A source that cannot be read, or that is cut in no way the recipe says.
+    pub fn open(recipe: &Recipe) -> Result<Self, Misuse> {
+        let Some(vision) = &recipe.vision else {
+            return Ok(Self::Text(Arc::new(recipe.data.open()?)));
+        };
+        let images = Images::open(&recipe.data.source, vision.side)
+            .map_err(|e| Misuse::recipe("data.source", chain(&e)))?;
+        Ok(Self::Images(Arc::new(images), vision.clone()))
+    }
+
+    /// A fresh model under `store` together with the data.
+    ///
+    /// # Errors
+    /// Sizes that do not go together.
+    pub fn task(
+        &self,
+        recipe: &Recipe,
+        store: &ParamStore,
+        device: Device,
+    ) -> Result<Box<dyn Task>, Misuse> {
+        let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
+        let rules = Rules {
+            router: router.as_ref(),
+            residual: residual.as_ref(),
+            capacity: recipe.capacity()?,
+            losses: recipe.losses,
+        };
+        let train = &recipe.train;
+        match self {
+            Self::Text(text) => {
+                let model = DecoderLm::new(store, &recipe.model, &rules, text.vocab_size() as i64);
+                let model = model.map_err(|e| Misuse::recipe("model", e))?;
+                let model = model.with_precision(train.precision);
+                let size = (train.batch, train.sequence);
+                Ok(Box::new(LmTask::new(model, Arc::clone(text), size, device)))
+            }
+            Self::Images(images, vision) => {
+                let (config, spec) = (vision.vit(), spec(images));
+                config.check(spec.chw).map_err(|e| Misuse::recipe("vision", e))?;
+                let model = Vit::new(store, &config, &recipe.model, &rules, spec);
+                let model = model.map_err(|e| Misuse::recipe("model", e))?;
+                let how = (train.batch, vision.augment.clone());
+                Ok(Box::new(ImageTask::new(model, Arc::clone(images), how, device)))
+            }
+        }
+    }
+
+    /// Name of the data.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Text(text) => text.corpus(),
+            Self::Images(images, _) => images.name(),
+        }
+    }
+
+    /// How data become tokens.
+    pub fn tokenizer(&self) -> String {
+        match self {
+            Self::Text(text) => text.tokenizer().name().into(),
+            Self::Images(_, vision) => format!("patches of {0} x {0}", vision.patch),
+        }
+    }
+
+    /// Tokens of a training batch.
+    pub fn tokens_per_step(&self, recipe: &Recipe) -> usize {
+        let tokens = match self {
+            Self::Text(_) => recipe.train.sequence,
+            Self::Images(images, vision) => {
+                let [_, h, w] = spec(images).chw;
+                vision.vit().tokens(h, w) as usize
+            }
+        };
+        recipe.train.batch * tokens
+    }
+
+    /// What an evaluation counts.
+    pub fn unit(&self) -> &'static str {
+        match self {
+            Self::Text(_) => "tokens",
+            Self::Images(..) => "images",
+        }
+    }
+
+    /// Mean loss on the validation split of who knows only how often each target occurs in training.
+    pub fn floor(&self) -> f64 {
+        match self {
+            Self::Text(text) => text.unigram_nll(Split::Valid),
+            Self::Images(images, _) => images.label_nll(Split::Valid),
+        }
+    }
+
+    /// Bits per byte of text, where tokens lose none.
+    pub fn bits_per_byte(&self, split: Split, nats: f64) -> Option<f64> {
+        match self {
+            Self::Text(text) => text.bits_per_byte(split, nats),
+            Self::Images(..) => None,
+        }
+    }
+}
+
+fn spec(images: &Images) -> ImageSpec {
+    let size = images.size();
+    let chw = [size.channels, size.height, size.width].map(|side| side as i64);
+    ImageSpec { chw, classes: images.classes().len() as i64 }
+}
+
+/// An error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -1,0 +1,190 @@
+//! Vision recipes through the `moe` binary: training, evaluation with other settings, comparison.
+
+use assert_cmd::Command;
+use std::fs;
+use std::path::Path;
+
+const TINY: &str = r#"
+router = { name = "v-moe", preset = "paper_bpr" }
+[data]
+source = "DATA"
+[model]
+width = 8
+layers = 2
+heads = 2
+experts = 4
+active_hidden = 16
+routing_group = { sequences = 2 }
+[vision]
+patch = 4
+placement = { last = 1 }
+[vision.augment]
+crop = 1
+flip = true
+mixup = 0.3
+label_smoothing = 0.1
+[train]
+steps = 6
+batch = 4
+warmup = 2
+eval_every = 3
+eval_batches = 0
+"#;
+
+fn idx(axes: &[u32], values: Vec<u8>) -> Vec<u8> {
+    let lengths = axes.iter().flat_map(|length| length.to_be_bytes());
+    [0, 0, 8, axes.len() as u8].into_iter().chain(lengths).chain(values).collect()
+}
+
+/// A directory with MNIST's files, 40 and 8 images of 8 x 8 in two classes, and a recipe for them.
+fn place() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, n) in [("train", 40_u32), ("t10k", 8)] {
+        let pixels = (0..n * 64).map(|i| (i * 7 % 256) as u8).collect();
+        let labels = (0..n).map(|i| (i % 2) as u8).collect();
+        let file = |what: &str| dir.path().join(format!("{name}-{what}-ubyte"));
+        fs::write(file("images-idx3"), idx(&[n, 8, 8], pixels)).unwrap();
+        fs::write(file("labels-idx1"), idx(&[n], labels)).unwrap();
+    }
+    let recipe = TINY.replace("DATA", &show(dir.path()));
+    fs::write(dir.path().join("tiny.toml"), recipe).unwrap();
+    dir
+}
+
+fn show(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// Exit code, standard output, standard error.
+fn moe(args: &[&str]) -> (i32, String, String) {
+    let output = Command::cargo_bin("moe").unwrap().args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn json(args: &[&str]) -> serde_json::Value {
+    let (code, out, err) = moe(args);
+    assert_eq!(code, 0, "{err}");
+    serde_json::from_str(&out).unwrap()
+}
+
+#[test]
+fn a_classifier_trains_resumes_and_is_evaluated_under_other_settings() {
+    let place = place();
+    let path = |name: &str| show(&place.path().join(name));
+    let train = |more: &[&str]| {
+        let (code, _, err) =
+            moe(&[&["train", &path("tiny.toml"), "--threads", "1"], more].concat());
+        assert_eq!(code, 0, "{err}");
+    };
+    train(&["--out", &path("straight")]);
+    train(&["--out", &path("halves"), "--set", "train.stop_after=4"]);
+    train(&["--out", &path("halves"), "--resume"]);
+    let model = |run: &str| {
+        fs::read(place.path().join(run).join("checkpoints/step-000006/model.safetensors")).unwrap()
+    };
+    assert!(model("straight") == model("halves"), "resuming is arithmetic");
+
+    let run = path("straight");
+    let line = json(&["eval", &run, "--split", "test", "--json"]);
+    assert_eq!((line["tokens"].as_u64(), line["split"].as_str()), (Some(8), Some("test")));
+    let measure = |line: &serde_json::Value, name: &str| line["measures"][name].as_f64().unwrap();
+    assert!((0.0..=1.0).contains(&measure(&line, "accuracy")));
+
+    // Five tokens of eight images choose two experts each, or one; two groups' worth of room is enough.
+    let rows = json(&[
+        "eval",
+        &run,
+        "--split",
+        "test",
+        "--json",
+        "--set",
+        "router.capacity_factor=100",
+        "--sweep",
+        "router.top_k=2,1",
+    ]);
+    let [two, one] = [0, 1].map(|row| {
+        rows[row]["layers"][0]["load_e"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|n| n.as_f64().unwrap())
+            .sum::<f64>()
+    });
+    assert_eq!((two, one), (80.0, 40.0));
+    assert!(measure(&rows[0], "flops_per_image") > measure(&rows[1], "flops_per_image"));
+    assert_eq!(measure(&rows[0], "success_rate"), 1.0);
+
+    // Ten tokens a group: round(2 * 10 * 0.3 / 4) = 2 places at each of four experts, four groups.
+    let (code, table, err) = moe(&[
+        "eval",
+        &run,
+        "--split",
+        "test",
+        "--sweep",
+        "router.capacity_factor=0.3",
+        "--sweep",
+        "router.batch_priority=false,true",
+    ]);
+    assert_eq!(code, 0, "{err}");
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 3, "{table}");
+    assert!(lines[0].contains("accuracy") && lines[0].contains("success rate"), "{table}");
+    assert!(lines[2].contains("router.batch_priority=true"), "{table}");
+    let tight =
+        json(&["eval", &run, "--split", "test", "--json", "--set", "router.capacity_factor=0.3"]);
+    assert!(measure(&tight, "success_rate") <= 0.4, "{tight}");
+}
+
+#[test]
+fn what_a_vision_recipe_cannot_mean_is_refused() {
+    let place = place();
+    let recipe = show(&place.path().join("tiny.toml"));
+    let refused = |set: &str| {
+        let (code, _, err) = moe(&["train", &recipe, "--out", "nowhere", "--set", set]);
+        assert_eq!(code, 1, "{err}");
+        err
+    };
+    assert!(refused("model.context=9").contains("model.context: has no meaning beside [vision]"));
+    assert!(refused("vision.patch=3").contains("vision.patch: 3 does not divide images of 8 x 8"));
+    assert!(refused("data.source=sotu").contains("data.source: images `sotu`: no such directory"));
+    assert!(refused("router=stable-moe").contains("reads the ids of words"));
+}
+
+#[test]
+fn routers_are_compared_on_images() {
+    let place = place();
+    let out = show(&place.path().join("out"));
+    let data = show(place.path());
+    let (code, table, err) = moe(&[
+        "compare",
+        "--preset",
+        "vision",
+        "--data",
+        &data,
+        "--out",
+        &out,
+        "--seeds",
+        "1",
+        "--routers",
+        "v-moe,soft-moe,dense",
+        "--set",
+        "vision.patch=4",
+        "--set",
+        "train.steps=2",
+        "--set",
+        "train.batch=4",
+        "--set",
+        "model.width=8",
+        "--set",
+        "model.active_hidden=8",
+    ]);
+    assert_eq!(code, 0, "{err}");
+    assert!(table.contains("soft-moe") && !table.contains("not causal"), "{table}");
+    let results = fs::read_to_string(Path::new(&out).join("results.json")).unwrap();
+    let results: serde_json::Value = serde_json::from_str(&results).unwrap();
+    assert_eq!(results["terms"]["tokenizer"], "patches of 4 x 4");
+    // Two classes, equally often: ln 2.
+    let floor = results["terms"]["unigram_loss"].as_f64().unwrap();
+    assert!((floor - 2f64.ln()).abs() < 0.01, "{floor}");
+}
