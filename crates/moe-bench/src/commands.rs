@@ -45,7 +45,7 @@ pub fn papers(args: &PapersArgs) -> Result<()> {
 /// # Errors
 /// A size or a device that cannot be used.
 pub fn speed(args: &SpeedArgs) -> Result<()> {
-    let report = crate::speed::measure(args)?;
+    let Some(report) = crate::speed::measure(args)? else { return Ok(()) };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -64,7 +64,9 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     }
     let stop = worker::stop_flag()?;
     let device = args.machine.ready()?;
-    let recipe = Recipe::read(&args.recipe, &args.sets)?;
+    let precision = args.precision.iter().map(|p| format!("train.precision={p}"));
+    let sets: Vec<String> = args.sets.iter().cloned().chain(precision).collect();
+    let recipe = Recipe::read(&args.recipe, &sets)?;
     let stem = args.recipe.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
     let dir = RunDir(args.out.clone().unwrap_or_else(|| default_out(&stem)));
     if dir.metrics().exists() && !args.resume {

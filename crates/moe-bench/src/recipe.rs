@@ -26,7 +26,7 @@ use crate::method::MethodRecipe;
 use crate::vision::{self, VisionRecipe};
 use moe_core::{CapacityPolicy, CapacityRule, DropOrder, Limit};
 use moe_data::{Corpus, DataError, MAX_BATCH_TOKENS, TokenStream, TokenizerSpec};
-use moe_models::{LmConfig, LossWeights};
+use moe_models::{LmConfig, LossWeights, Precision};
 use moe_routers::Tie;
 use moe_routers::config::Part;
 use moe_train::TrainConfig;
@@ -211,6 +211,14 @@ impl Recipe {
         if sequence > context && self.vision.is_none() {
             let reason = format!("{sequence} exceeds model.context = {context}");
             return Err(Misuse::recipe("train.sequence", reason));
+        }
+        if self.train.accumulate > 1 && self.model.span.is_some() {
+            let reason = "a model with a memory (model.span) takes its batch whole";
+            return Err(Misuse::recipe("train.accumulate", reason));
+        }
+        if self.train.precision != Precision::Fp32 && self.vision.is_some() {
+            let reason = "models of images are trained in fp32";
+            return Err(Misuse::recipe("train.precision", reason));
         }
         let tokens = self.train.batch.checked_mul(self.train.sequence);
         if tokens.is_none_or(|tokens| tokens > MAX_BATCH_TOKENS) {

@@ -8,18 +8,25 @@
 //! figure is the median over rounds with an interval.
 
 pub mod bandwidth;
+pub mod child;
 pub mod layers;
 pub mod machine;
+pub mod peers;
 pub mod rounds;
 pub mod size;
+pub mod step;
 pub mod table;
 
 use crate::cli::SpeedArgs;
+use crate::error::Misuse;
 use anyhow::Result;
+use moe_models::Precision;
 use rounds::{Candidate, Rounds};
 use serde::{Deserialize, Serialize};
 use size::Size;
-use tch::Kind;
+use step::model::StepSize;
+use step::serve::Variant;
+use tch::{Device, Kind};
 
 /// What is timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -32,6 +39,8 @@ pub enum Pass {
     ForwardBackward,
     /// The router alone: logits, choices, losses, plan.
     Route,
+    /// A whole training step of a language model ([`step`]).
+    Step,
 }
 
 /// Element type of tokens and experts.
@@ -50,6 +59,22 @@ impl Dtype {
         match self {
             Self::F32 => Kind::Float,
             Self::Bf16 => Kind::BFloat16,
+        }
+    }
+
+    /// Name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// What products are carried out in where parameters stay `f32`.
+    pub fn precision(self) -> Precision {
+        match self {
+            Self::F32 => Precision::Fp32,
+            Self::Bf16 => Precision::Bf16,
         }
     }
 
@@ -80,12 +105,45 @@ pub struct Row {
     pub gflops: Option<f64>,
     /// Weight bytes over the median time, GB/s, for the decode sizes.
     pub gbps: Option<f64>,
-    /// Median over rounds of the bound's time over this one's; for `route`, of the first router's.
-    pub ratio_to_dense: f64,
+    /// Median over rounds of the bound's time over this one's; for `route`, the first router's; for `step`, that of a model with
+    /// dense layers of the width that a token uses.
+    pub ratio_to_dense: Option<f64>,
     /// 95 % interval of that median.
-    pub ci: [f64; 2],
+    pub ci: Option<[f64; 2]>,
+    /// This one's time over that of the default path.
+    pub moe_is_faster: Option<Ratio>,
     /// Share of the time spent outside the experts: routing, plan, losses. Absent where not measured.
     pub routing_share: Option<f64>,
+    /// What a training step tells besides its time.
+    #[serde(flatten)]
+    pub step: Option<StepMeasures>,
+}
+
+/// A ratio of times, the median over rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Ratio {
+    /// The median.
+    pub ratio: f64,
+    /// Its 95 % interval.
+    pub ci: [f64; 2],
+}
+
+/// What a training step tells besides its time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct StepMeasures {
+    /// Tokens over the median time.
+    pub tokens_per_s: f64,
+    /// Median time of forward pass and losses, milliseconds.
+    pub forward_ms: f64,
+    /// Median time of the backward pass.
+    pub backward_ms: f64,
+    /// Median time of norm, clipping and update.
+    pub update_ms: f64,
+    /// Largest resident set of the process, MiB.
+    pub peak_mib: Option<f64>,
+    /// Cross-entropy of the first batch under the initial weights, nats per token: programs that train
+    /// the same model say the same.
+    pub first_loss: Option<f64>,
 }
 
 /// Everything that `moe speed` measured.
@@ -95,29 +153,86 @@ pub struct Report {
     pub machine: machine::Machine,
     /// All rows.
     pub rows: Vec<Row>,
+    /// Peers that were asked for and are not there.
+    #[serde(default)]
+    pub missing: Vec<Missing>,
 }
 
-/// Measures what `args` ask for.
+/// A peer that does not take part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// Its name.
+    pub peer: String,
+    /// What it lacks.
+    pub what: String,
+}
+
+impl Report {
+    fn begin(device: Device) -> Self {
+        let machine = machine::Machine::now(device);
+        Self { machine, rows: Vec::new(), missing: Vec::new() }
+    }
+
+    /// Names who is missing, once.
+    fn miss(&mut self, missing: Vec<Missing>) {
+        let new = missing.into_iter().filter(|one| !self.missing.contains(one));
+        let new: Vec<Missing> = new.collect();
+        self.missing.extend(new);
+    }
+}
+
+/// Measures what `args` ask for; `None` where this process only served rounds to another.
 ///
 /// # Errors
-/// A size or a device that cannot be used.
-pub fn measure(args: &SpeedArgs) -> Result<Report> {
+/// A size or a device that cannot be used, or another process that ended.
+pub fn measure(args: &SpeedArgs) -> Result<Option<Report>> {
     let device = args.machine.ready()?;
-    let sizes = Size::parse_list(&args.sizes)?;
-    let mut report = Report { machine: machine::Machine::now(device), rows: Vec::new() };
+    if args.pass.contains(&Pass::Step) {
+        return measure_steps(args, device);
+    }
+    let sizes = Size::parse_list(&args.sizes_or("A"))?;
+    let mut report = Report::begin(device);
     let bandwidth = bandwidth::read_gbps();
-    report.machine.read_gbps = bandwidth;
+    report.machine.read_gbps = Some(bandwidth);
     for size in &sizes {
         for &dtype in &args.dtype {
             let bank = layers::Bank::new(size, dtype, device);
             for &pass in &args.pass {
                 let bound = layers::bound(&bank, pass, bandwidth);
-                let candidates = layers::candidates(&bank, pass)?;
-                report.rows.extend(rows(args, &bank, pass, bound, candidates));
+                let mut candidates = layers::candidates(&bank, pass)?;
+                if let Some(python) = args.python()?.filter(|_| pass != Pass::Route) {
+                    let (found, missing) = python.layers(&bank, pass)?;
+                    candidates.extend(found);
+                    report.miss(missing);
+                }
+                report.rows.extend(rows(args, &bank, pass, bound, candidates)?);
             }
         }
     }
-    Ok(report)
+    Ok(Some(report))
+}
+
+/// The same for training steps, whose sizes are others.
+fn measure_steps(args: &SpeedArgs, device: Device) -> Result<Option<Report>> {
+    if args.pass.iter().any(|pass| *pass != Pass::Step) {
+        return Err(Misuse::new("--pass step: has sizes of its own and stands alone").into());
+    }
+    let names = args.sizes_or("s");
+    let sizes: Vec<StepSize> =
+        names.iter().map(|name| StepSize::named(name)).collect::<Result<_, _>>()?;
+    if let Some(name) = &args.serve {
+        step::serve::run(Variant::named(name)?, &sizes[0], args.dtype[0], device)?;
+        return Ok(None);
+    }
+    let mut report = Report::begin(device);
+    for size in &sizes {
+        for &dtype in &args.dtype {
+            let (rows, missing) = step::rows(args, size, dtype)?;
+            report.rows.extend(rows);
+            report.miss(missing);
+        }
+    }
+    Ok(Some(report))
 }
 
 /// Runs the candidates of one size, dtype and pass in turns.
@@ -127,7 +242,7 @@ fn rows(
     pass: Pass,
     bound: layers::Bound,
     mut candidates: Vec<Candidate>,
-) -> Vec<Row> {
+) -> Result<Vec<Row>> {
     let fixed = match bound {
         layers::Bound::Products(candidate) => {
             candidates.insert(0, candidate);
@@ -136,8 +251,9 @@ fn rows(
         layers::Bound::Seconds(seconds) => Some(seconds),
         layers::Bound::First => None,
     };
-    let rounds = Rounds::run(&mut candidates, args.rounds, args.seconds);
+    let rounds = Rounds::run(&mut candidates, args.rounds, args.seconds)?;
     let size = &bank.size;
+    let moe = candidates.iter().position(|candidate| candidate.name == layers::DEFAULT);
     let row = |index: usize, candidate: &Candidate| {
         // Who reads half the bytes could be done in half the time.
         let read = fixed.map(|s| vec![s * candidate.weight_share; rounds.count()]);
@@ -155,10 +271,12 @@ fn rows(
                 .decode_bytes()
                 .filter(|_| pass == Pass::Forward)
                 .map(|bytes| bytes * candidate.weight_share / seconds / 1e9),
-            ratio_to_dense: ratio,
-            ci,
+            ratio_to_dense: Some(ratio),
+            ci: Some(ci),
+            moe_is_faster: moe.map(|moe| rounds.ratio_of(index, moe)),
             routing_share: candidate.routing_share(),
+            step: None,
         }
     };
-    candidates.iter().enumerate().map(|(index, candidate)| row(index, candidate)).collect()
+    Ok(candidates.iter().enumerate().map(|(index, candidate)| row(index, candidate)).collect())
 }

@@ -56,6 +56,7 @@ impl Subject {
             Self::Text(text) => {
                 let model = DecoderLm::new(store, &recipe.model, &rules, text.vocab_size() as i64);
                 let model = model.map_err(|e| Misuse::recipe("model", e))?;
+                let model = model.with_precision(train.precision);
                 let size = (train.batch, train.sequence);
                 Ok(Box::new(LmTask::new(model, Arc::clone(text), size, device)))
             }

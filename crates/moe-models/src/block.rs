@@ -8,6 +8,7 @@ use crate::experts::{Activation, ExpertExec, ExpertShape, Experts};
 use crate::layer::{LayerTrace, MoeLayer};
 use crate::lm::{LmConfig, RoutingGroup, Rules};
 use crate::memory::Memory;
+use crate::precision::Precision;
 use moe_core::RouteError;
 use moe_routers::noise::Site;
 use moe_routers::norm::TorchNorm;
@@ -85,6 +86,16 @@ impl Block {
             group: if sequence_only { RoutingGroup::Sequence } else { config.routing_group },
             reads_attention: config.sparse_index(layer).is_some() && rules.router.reads_attention(),
         }
+    }
+
+    /// Sets what products are carried out in.
+    pub(crate) fn set_precision(&mut self, precision: Precision) {
+        if let SelfAttention::Whole(attention) = &mut self.attention {
+            attention.set_precision(precision);
+        }
+        let (FeedForward::Dense(experts) | FeedForward::Sparse(MoeLayer { experts, .. })) =
+            &mut self.feed_forward;
+        *experts = experts.with_precision(precision);
     }
 
     /// The same, but a token attends to all tokens.
@@ -228,16 +239,16 @@ impl FeedForward {
             bias: config.bias,
             output_scale: (1.0 / (2.0 * config.layers as f64)).sqrt(),
         };
-        let Some(index) = config.sparse_index(layer) else {
-            let activation = config.dense_activation.unwrap_or(config.activation);
-            let shape = shape(1, config.active_hidden, activation);
-            return Self::Dense(Experts::new(&params.child("dense"), shape, ExpertExec::Loop));
-        };
-        let experts = rules.router.bank(config.experts as usize) as i64;
         let exec = match params.is_sketch() {
             true => ExpertExec::Loop, // which packs no weights
             false => ExpertExec::best(params.device(), params.kind()),
         };
+        let Some(index) = config.sparse_index(layer) else {
+            let activation = config.dense_activation.unwrap_or(config.activation);
+            let shape = shape(1, config.active_hidden, activation);
+            return Self::Dense(Experts::new(&params.child("dense"), shape, exec));
+        };
+        let experts = rules.router.bank(config.experts as usize) as i64;
         let shape = shape(experts, config.hidden_of_expert(rules.router), config.activation);
         Self::Sparse(MoeLayer {
             index,

@@ -11,6 +11,7 @@ mod cuda;
 mod fused;
 mod padded;
 
+use crate::precision::Precision;
 use moe_routers::{Params, TensorPlan};
 use moe_torch_sys::cuda::CudaBank;
 use moe_torch_sys::fused::{BankTensors, FusedBank};
@@ -131,6 +132,7 @@ pub struct Experts {
     exec: ExpertExec,
     fused: Option<FusedBank>,
     cuda: Option<CudaBank>,
+    precision: Precision,
 }
 
 /// One expert's weights, views into the bank.
@@ -157,6 +159,7 @@ impl Experts {
             exec: ExpertExec::Loop,
             fused: None,
             cuda: None,
+            precision: Precision::Fp32,
         };
         bank.with_exec(exec)
     }
@@ -184,12 +187,23 @@ impl Experts {
         match (&self.fused, &self.cuda, plan) {
             (Some(bank), _, TensorPlan::Sparse(rows)) => self.execute_fused(bank, x_gtd, rows),
             (_, Some(bank), TensorPlan::Sparse(rows)) => self.execute_cuda(bank, x_gtd, rows),
+            _ if self.precision == Precision::Bf16 => {
+                let x_nd = self.precision.factor(&plan.dispatch(x_gtd));
+                let y_nd = self.rounded().forward(&x_nd, &plan.load_e());
+                plan.combine(&y_nd.to_kind(x_gtd.kind()))
+            }
             _ => plan.combine(&self.forward(&plan.dispatch(x_gtd), &plan.load_e())),
         }
     }
 
     /// The only expert on every token, whatever axes stand before the width: `[.., d] -> [.., d]`.
     pub fn dense(&self, x: &Tensor) -> Tensor {
+        if let Some(bank) = &self.fused {
+            return self.dense_fused(bank, x);
+        }
+        if self.precision == Precision::Bf16 {
+            return self.rounded().dense(&self.precision.factor(x)).to_kind(x.kind());
+        }
         self.one_by_one()[0].forward(x, self.activation)
     }
 
@@ -220,6 +234,7 @@ impl Experts {
             exec,
             fused: self.fused_bank(exec),
             cuda: self.cuda_bank(exec),
+            precision: self.precision,
         }
     }
 
@@ -231,6 +246,35 @@ impl Experts {
             b1_eh: self.b1_eh.as_ref(),
             b2_ed: self.b2_ed.as_ref(),
         }
+    }
+
+    /// The same weights with products in `precision`, in the best way for it.
+    pub fn with_precision(&self, precision: Precision) -> Self {
+        let best = ExpertExec::best(self.w1_ehd.device(), self.w1_ehd.kind());
+        let exec = match (best, precision) {
+            (ExpertExec::Fused, Precision::Bf16) => ExpertExec::FusedBf16,
+            (exec, _) => exec,
+        };
+        Self { precision, ..self.with_exec(exec) }
+    }
+
+    /// The weights as factors of products in `bf16`, with their graph.
+    fn rounded(&self) -> Self {
+        let round = |t: &Tensor| t.to_kind(Kind::BFloat16);
+        let exec = ExpertExec::best(self.w1_ehd.device(), Kind::BFloat16);
+        let bank = Self {
+            w1_ehd: round(&self.w1_ehd),
+            gate_ehd: self.gate_ehd.as_ref().map(round),
+            w2_edh: round(&self.w2_edh),
+            b1_eh: self.b1_eh.as_ref().map(round),
+            b2_ed: self.b2_ed.as_ref().map(round),
+            activation: self.activation,
+            exec: ExpertExec::Loop,
+            fused: None,
+            cuda: None,
+            precision: Precision::Fp32,
+        };
+        bank.with_exec(exec)
     }
 
     fn forward_loop(&self, x_nd: &Tensor, load_e: &Tensor) -> Tensor {

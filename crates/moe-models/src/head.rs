@@ -10,19 +10,26 @@
 //!
 //! Axis letters: `n` tokens, `d` width, `v` vocabulary.
 
+use crate::precision::Precision;
 use moe_torch_sys::graph::{attach, wants_graph};
 use tch::{Kind, Tensor};
 
 /// Tokens whose scores exist at a time.
 pub const CHUNK: i64 = 1024;
 
-/// Mean cross-entropy of `y_n` (int64) under `softmax(x_nd head_vd^T)`, a scalar with its graph.
+/// Mean cross-entropy of `y_n` (int64) under `softmax(x_nd head_vd^T)`, a scalar with its graph; products
+/// in `precision`, softmax and sums at least in `f32`.
 ///
 /// # Panics
 /// If the shapes do not fit, or for kinds without gradients.
-pub fn cross_entropy(x_nd: &Tensor, head_vd: &Tensor, y_n: &Tensor) -> Tensor {
+pub fn cross_entropy(
+    x_nd: &Tensor,
+    head_vd: &Tensor,
+    y_n: &Tensor,
+    precision: Precision,
+) -> Tensor {
     let graph = wants_graph(&[x_nd, head_vd]);
-    let (loss, grads) = tch::no_grad(|| forward(x_nd, head_vd, y_n, graph));
+    let (loss, grads) = tch::no_grad(|| forward(x_nd, head_vd, y_n, (graph, precision)));
     let Some([dx_nd, dhead_vd]) = grads else { return loss };
     let attached = attach(&loss, &[x_nd, head_vd], move |dloss| {
         // Alone on the graph, as a loss is, it may be scaled in place.
@@ -36,24 +43,30 @@ fn forward(
     x_nd: &Tensor,
     head_vd: &Tensor,
     y_n: &Tensor,
-    graph: bool,
+    (graph, precision): (bool, Precision),
 ) -> (Tensor, Option<[Tensor; 2]>) {
     let tokens = x_nd.size()[0];
     let share = 1.0 / tokens as f64;
     let wide = if x_nd.kind() == Kind::Double { Kind::Double } else { Kind::Float };
     let mut loss = Tensor::zeros([], (wide, x_nd.device()));
+    let (x_low_nd, head_low_vd) = (precision.factor(x_nd), precision.factor(head_vd));
     let mut grads = graph.then(|| [x_nd.empty_like(), head_vd.zeros_like()]);
     for first in (0..tokens).step_by(CHUNK as usize) {
         let count = CHUNK.min(tokens - first);
-        let (x_cd, y_c1) = (x_nd.narrow(0, first, count), y_n.narrow(0, first, count).unsqueeze(1));
-        let mut log_cv = x_cd.matmul(&head_vd.tr()).log_softmax(-1, wide);
+        let (x_cd, y_c1) =
+            (x_low_nd.narrow(0, first, count), y_n.narrow(0, first, count).unsqueeze(1));
+        let mut log_cv = x_cd.matmul(&head_low_vd.tr()).log_softmax(-1, wide);
         loss -= log_cv.gather(1, &y_c1, false).sum(wide) * share;
         if let Some([dx_nd, dhead_vd]) = &mut grads {
             let mut error_cv = log_cv.exp_() * share;
             let minus = Tensor::full([count, 1], -share, (wide, x_nd.device()));
-            let error_cv = error_cv.scatter_add_(1, &y_c1, &minus).to_kind(x_nd.kind());
-            dx_nd.narrow(0, first, count).copy_(&error_cv.matmul(head_vd));
-            let _ = dhead_vd.addmm_(&error_cv.tr(), &x_cd);
+            let error_cv = error_cv.scatter_add_(1, &y_c1, &minus).to_kind(x_cd.kind());
+            dx_nd.narrow(0, first, count).copy_(&error_cv.matmul(&head_low_vd));
+            // In `bf16` the sum over chunks is still one of `f32`.
+            let _ = match precision {
+                Precision::Fp32 => dhead_vd.addmm_(&error_cv.tr(), &x_cd),
+                Precision::Bf16 => dhead_vd.g_add_(&error_cv.tr().matmul(&x_cd)),
+            };
         }
     }
     (loss, grads)
@@ -83,7 +96,7 @@ mod tests {
             }
             (loss.double_value(&[]), grads)
         };
-        let (mine, my_grads) = run(cross_entropy(&x_nd, &head_vd, &y_n));
+        let (mine, my_grads) = run(cross_entropy(&x_nd, &head_vd, &y_n, Precision::Fp32));
         let logits_nv = x_nd.matmul(&head_vd.tr());
         let (theirs, their_grads) = run(logits_nv.cross_entropy_for_logits(&y_n));
         let limits = tolerance(Kind::Float);
@@ -99,7 +112,7 @@ mod tests {
     fn by_hand() {
         let x_nd = Tensor::from_slice(&[1f32]).view([1, 1]).set_requires_grad(true);
         let head_vd = Tensor::from_slice(&[0f32, 3f32.ln()]).view([2, 1]);
-        let loss = cross_entropy(&x_nd, &head_vd, &Tensor::from_slice(&[1i64]));
+        let loss = cross_entropy(&x_nd, &head_vd, &Tensor::from_slice(&[1i64]), Precision::Fp32);
         let limit = tolerance(Kind::Float).value;
         assert!((loss.double_value(&[]) - (4f64 / 3.0).ln()).abs() < limit);
         loss.backward();

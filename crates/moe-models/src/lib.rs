@@ -15,6 +15,7 @@ pub mod layer;
 pub mod lm;
 pub mod loss;
 pub mod memory;
+mod precision;
 pub mod vit;
 
 pub use attention::Attention;
@@ -24,4 +25,5 @@ pub use lm::{DecoderLm, LmConfig, ModelError, Output, RoutingGroup, Rules};
 pub use loss::LossWeights;
 pub use memory::Memory;
 pub use moe_routers::Norm;
+pub use precision::Precision;
 pub use vit::{ImageSpec, Pool, Vit, VitConfig};

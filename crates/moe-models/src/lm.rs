@@ -11,6 +11,7 @@ use crate::head;
 use crate::layer::{LayerTrace, MoeLayer};
 use crate::loss::LossWeights;
 use crate::memory::Memory;
+use crate::precision::Precision;
 use moe_core::{CapacityPolicy, RouteError};
 use moe_routers::norm::TorchNorm;
 use moe_routers::residual::{Carried, LN_EPS, PlainConfig};
@@ -241,6 +242,7 @@ pub struct DecoderLm {
     residual: Box<dyn Residual>,
     config: LmConfig,
     active_share: f64,
+    precision: Precision,
 }
 
 impl DecoderLm {
@@ -279,7 +281,21 @@ impl DecoderLm {
             residual: rules.residual.build(config.norm),
             config: config.clone(),
             active_share: router.active_experts(experts) / router.bank(experts) as f64,
+            precision: Precision::Fp32,
         })
+    }
+
+    /// The same parameters with products in `precision`. Attention over a span stays as it is.
+    #[must_use]
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        if precision == self.precision {
+            return self;
+        }
+        self.precision = precision;
+        for block in &mut self.blocks {
+            block.set_precision(precision);
+        }
+        self
     }
 
     /// Token ids `[b, t]` to scores of the next token, `[b, t, v]`.
@@ -291,7 +307,7 @@ impl DecoderLm {
     /// If `t` exceeds the context.
     pub fn forward(&self, x_bt: &Tensor, cx: &RouteCx<'_>) -> Result<Output, RouteError> {
         let (x_btd, traces) = self.hidden(x_bt, &mut self.no_memory(x_bt.size()[0]), cx)?;
-        Ok(Output { logits_btv: x_btd.linear(&self.head_vd, None::<&Tensor>), traces })
+        Ok(Output { logits_btv: self.precision.linear(&x_btd, &self.head_vd), traces })
     }
 
     /// Mean cross-entropy of the targets `y_bt`, nats per token, with its graph, without ever holding
@@ -326,7 +342,8 @@ impl DecoderLm {
         cx: &RouteCx<'_>,
     ) -> Result<(Tensor, Vec<LayerTrace>), RouteError> {
         let (x_btd, traces) = self.hidden(x_bt, memory, cx)?;
-        let loss = head::cross_entropy(&x_btd.flatten(0, 1), &self.head_vd, &y_bt.flatten(0, 1));
+        let (x_nd, y_n) = (x_btd.flatten(0, 1), y_bt.flatten(0, 1));
+        let loss = head::cross_entropy(&x_nd, &self.head_vd, &y_n, self.precision);
         Ok((loss, traces))
     }
 
@@ -379,11 +396,12 @@ impl DecoderLm {
         store.trainable_count() - idle.round() as usize
     }
 
-    /// Lets every router update what no gradient reaches, with the loads of the step just taken.
-    pub fn after_step(&mut self, traces: &[LayerTrace]) {
+    /// Lets every router update what no gradient reaches, with the loads of the step just taken, one `[e]`
+    /// per sparse layer.
+    pub fn after_step(&mut self, load_le: &[Tensor]) {
         let layers = self.blocks.iter_mut().filter_map(Block::sparse_mut);
-        for (layer, trace) in layers.zip(traces) {
-            layer.router.after_step(&trace.routing.plan.load_e());
+        for (layer, load_e) in layers.zip(load_le) {
+            layer.router.after_step(load_e);
         }
     }
 

@@ -231,11 +231,12 @@ impl Vit {
         store.trainable_count() - (sparse as f64 * (1.0 - self.active_share)).round() as usize
     }
 
-    /// Lets every router update what no gradient reaches, with the loads of the step just taken.
-    pub fn after_step(&mut self, traces: &[LayerTrace]) {
+    /// Lets every router update what no gradient reaches, with the loads of the step just taken, one `[e]`
+    /// per sparse layer.
+    pub fn after_step(&mut self, load_le: &[Tensor]) {
         let layers = self.blocks.iter_mut().filter_map(Block::sparse_mut);
-        for (layer, trace) in layers.zip(traces) {
-            layer.router.after_step(&trace.routing.plan.load_e());
+        for (layer, load_e) in layers.zip(load_le) {
+            layer.router.after_step(load_e);
         }
     }
 

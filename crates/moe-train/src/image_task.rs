@@ -90,9 +90,10 @@ fn success_rate(traces: &[LayerTrace]) -> Option<Tensor> {
 impl Task for ImageTask {
     fn loss(&self, draw: Draw, cx: &RouteCx<'_>) -> Result<(Tensor, Vec<LayerTrace>), TrainError> {
         let batch = self.data.train_batch((draw.seed, draw.step), self.batch, &self.augment)?;
-        let batch = self.to_device(&batch);
-        let (logits_bv, traces) = self.model.forward(&batch.x_bchw, cx)?;
-        Ok((cross_entropy(&logits_bv, &batch.target_bv), traces))
+        let (batch, rows) = (self.to_device(&batch), draw.rows(self.batch));
+        let part = |all: &Tensor| all.narrow(0, rows.start as i64, rows.len() as i64);
+        let (logits_bv, traces) = self.model.forward(&part(&batch.x_bchw), cx)?;
+        Ok((cross_entropy(&logits_bv, &part(&batch.target_bv)), traces))
     }
 
     fn evaluate(&self, plan: &EvalPlan<'_>) -> Result<EvalReport, TrainError> {
@@ -104,8 +105,8 @@ impl Task for ImageTask {
         Ok(report)
     }
 
-    fn after_step(&mut self, traces: &[LayerTrace]) {
-        self.model.after_step(traces);
+    fn after_step(&mut self, load_le: &[Tensor]) {
+        self.model.after_step(load_le);
     }
 
     fn active_params(&self, store: &ParamStore) -> usize {

@@ -1,6 +1,6 @@
 //! What a trainer trains: a model together with its data.
 //!
-//! Axis letters: `b` batch, `t` tokens.
+//! Axis letters: `b` batch, `t` tokens, `l` sparse layers, `e` experts.
 
 use crate::evaluate::{EvalPlan, EvalReport, Scored, evaluate};
 use crate::trainer::TrainError;
@@ -9,22 +9,35 @@ use moe_models::{DecoderLm, LayerTrace, Memory};
 use moe_routers::{ParamStore, RouteCx};
 use std::cell::RefCell;
 use std::fmt::Debug;
+use std::ops::Range;
 use std::sync::Arc;
 use tch::{Device, Tensor};
 
-/// Which training batch: a function of these two numbers, so that resuming is arithmetic.
+/// Which training batch: a function of these numbers, so that resuming is arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Draw {
     /// Seed of the run.
     pub seed: u64,
     /// Steps taken before this one.
     pub step: u64,
+    /// Which of the step's micro batches, from 0.
+    pub part: usize,
+    /// Micro batches that the step's batch is cut into.
+    pub parts: usize,
+}
+
+impl Draw {
+    /// The micro batch's rows of a batch of `rows`, which [`crate::TrainConfig::check`] made a
+    /// multiple of the number of parts.
+    pub fn rows(&self, rows: usize) -> Range<usize> {
+        rows * self.part / self.parts..rows * (self.part + 1) / self.parts
+    }
 }
 
 /// A model with its data. What its parameters hold lies in the run's [`ParamStore`].
 pub trait Task: Debug {
-    /// The mean loss of a training batch without what routers add to it, a scalar with its graph; and
-    /// one trace per sparse layer.
+    /// The mean loss of a micro batch ([`Draw::rows`] of the step's batch) without what routers add to it,
+    /// a scalar with its graph; and one trace per sparse layer.
     ///
     /// # Errors
     /// Data too short for a batch, or a router that refuses.
@@ -36,8 +49,9 @@ pub trait Task: Debug {
     /// A split too short for one batch, or a router that refuses.
     fn evaluate(&self, plan: &EvalPlan<'_>) -> Result<EvalReport, TrainError>;
 
-    /// Lets every router update what no gradient reaches, with the loads of the step just taken.
-    fn after_step(&mut self, traces: &[LayerTrace]);
+    /// Lets every router update what no gradient reaches, with the loads of the step just taken, one `[e]`
+    /// per sparse layer.
+    fn after_step(&mut self, load_le: &[Tensor]);
 
     /// Parameters that one token uses: all but the experts it does not visit.
     fn active_params(&self, store: &ParamStore) -> usize;
@@ -64,7 +78,8 @@ pub struct LmTask {
 }
 
 impl LmTask {
-    /// `model` on batches of `batch` sequences of `sequence` tokens each, on the model's `device`.
+    /// `model` on batches of `batch` sequences of `sequence` tokens each, on the model's `device`. A model
+    /// with a memory takes its batches whole: [`Task::loss`] panics on a micro batch.
     pub fn new(
         model: DecoderLm,
         data: Arc<TokenStream>,
@@ -117,7 +132,10 @@ impl LmTask {
 impl Task for LmTask {
     fn loss(&self, draw: Draw, cx: &RouteCx<'_>) -> Result<(Tensor, Vec<LayerTrace>), TrainError> {
         let (batch, mut memory) = self.draw(draw)?;
-        let [x_bt, y_bt] = self.to_device(&batch);
+        assert!(draw.parts == 1 || !self.model.remembers(), "a memory is of the whole batch");
+        let rows = draw.rows(self.batch);
+        let part = |ids_bt: Tensor| ids_bt.narrow(0, rows.start as i64, rows.len() as i64);
+        let [x_bt, y_bt] = self.to_device(&batch).map(part);
         let loss = self.model.loss_after(&mut memory, &x_bt, &y_bt, cx)?;
         self.ahead.replace(Some(memory));
         Ok(loss)
@@ -134,11 +152,11 @@ impl Task for LmTask {
         self.score(plan, stretches, self.model.no_memory(batch as i64))
     }
 
-    fn after_step(&mut self, traces: &[LayerTrace]) {
+    fn after_step(&mut self, load_le: &[Tensor]) {
         if let Some(memory) = self.ahead.take() {
             self.memory.copy_from(&memory);
         }
-        self.model.after_step(traces);
+        self.model.after_step(load_le);
     }
 
     fn active_params(&self, store: &ParamStore) -> usize {

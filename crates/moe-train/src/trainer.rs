@@ -4,13 +4,14 @@ use crate::adamw::{AdamW, AdamWConfig, clip_factor, grad_norm};
 use crate::checkpoint::{self, Best, CheckpointError, Contents, Progress, State};
 use crate::disk::Disk;
 use crate::evaluate::{EvalPlan, EvalReport, Scored};
+use crate::gradient::{Gradient, Phases};
 use crate::guard::{self, NonFinite, finite};
 use crate::schedule::{Decay, Schedule};
-use crate::task::{Draw, Task};
+use crate::task::Task;
 use moe_core::RouteError;
 use moe_data::{DataError, Split};
-use moe_models::LayerTrace;
-use moe_routers::{ParamStore, Phase, RouteCx, SeededNoise};
+use moe_models::Precision;
+use moe_routers::ParamStore;
 use moe_torch_sys::ShimError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,11 @@ pub struct TrainConfig {
     pub stop_after: Option<u64>,
     /// Sequences of a batch.
     pub batch: usize,
+    /// Micro batches that a batch is cut into, one after another: as many times less memory for
+    /// activations, the same gradient up to rounding, but balance losses within a micro batch.
+    pub accumulate: usize,
+    /// What products are carried out in; parameters, optimiser, routers, norms and losses are `f32`.
+    pub precision: Precision,
     /// Tokens of a sequence.
     pub sequence: usize,
     /// Highest learning rate.
@@ -68,6 +74,8 @@ impl Default for TrainConfig {
             steps: 200,
             stop_after: None,
             batch: 16,
+            accumulate: 1,
+            precision: Precision::Fp32,
             sequence: 128,
             lr: 3e-3,
             lr_floor: 0.1,
@@ -101,6 +109,10 @@ impl TrainConfig {
         ];
         if let Some((key, _)) = counts.into_iter().find(|(_, n)| *n == 0) {
             return Err((key, "0 must be at least 1".into()));
+        }
+        if self.accumulate == 0 || !self.batch.is_multiple_of(self.accumulate) {
+            let reason = format!("{} does not divide batch {}", self.accumulate, self.batch);
+            return Err(("accumulate", reason));
         }
         let below_one = [("adamw.beta1", self.adamw.beta1), ("adamw.beta2", self.adamw.beta2)];
         if let Some((key, v)) = below_one.into_iter().find(|(_, v)| !(0.0..1.0).contains(v)) {
@@ -200,6 +212,9 @@ pub struct StepReport {
     pub lr: f64,
     /// Wall time of the step.
     pub seconds: f64,
+    /// Where it went.
+    #[serde(default)]
+    pub phases: Phases,
 }
 
 /// A run between two steps.
@@ -288,29 +303,19 @@ impl Trainer {
         let (start, step) = (Instant::now(), self.step);
         // First of all: gradients of the step before are no gradients of this one.
         self.store.zero_grad();
-        let noise = SeededNoise::train(self.seed, step);
-        let cx = RouteCx::new(Phase::Train { step }, &noise);
-        let drawn = self.task.loss(Draw { seed: self.seed, step }, &cx);
-        let (task, traces) = drawn.map_err(|error| guard::refused(step, error))?;
-        let loss = guard::losses(step, &task, &traces)?;
-
-        let objective = weighted_aux(&traces).map_or(task.shallow_clone(), |aux| task + aux);
-        objective.backward();
+        let parts = self.config.accumulate;
+        let found = Gradient::accumulate(self.task.as_ref(), (self.seed, step), parts)?;
+        let Gradient { loss, aux, load_le, mut phases } = found;
+        let update = Instant::now();
         let limit = if self.config.clip > 0.0 { self.config.clip } else { f64::INFINITY };
         let grad_norm = finite(step, "the norm of the gradient", grad_norm(&self.store))?;
         let lr = self.config.schedule().at(step);
         self.optimizer.step(lr, clip_factor(grad_norm, limit))?;
-        self.task.after_step(&traces);
+        phases.update = update.elapsed().as_secs_f64();
+        self.task.after_step(&load_le);
         self.step += 1;
-        let aux = aux_values(&traces);
-        Ok(StepReport {
-            step: self.step,
-            loss,
-            aux,
-            grad_norm,
-            lr,
-            seconds: start.elapsed().as_secs_f64(),
-        })
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(StepReport { step: self.step, loss, aux, grad_norm, lr, seconds, phases })
     }
 
     /// Evaluates on `split`; `batches` of `None` is the whole split.
@@ -410,22 +415,4 @@ impl Trainer {
 /// Every parameter and buffer by name.
 pub fn named(store: &ParamStore) -> Vec<(String, Tensor)> {
     store.entries().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
-}
-
-/// What routers add to the objective.
-fn weighted_aux(traces: &[LayerTrace]) -> Option<Tensor> {
-    let all = traces.iter().flat_map(|trace| &trace.routing.aux);
-    let all = all.filter(|aux| aux.weight != 0.0); // the others are only reported
-    all.map(|aux| &aux.value * aux.weight).reduce(|sum, aux| sum + aux)
-}
-
-fn aux_values(traces: &[LayerTrace]) -> Vec<(String, f64)> {
-    let layers = traces.iter();
-    let named =
-        layers.flat_map(|trace| {
-            trace.routing.aux.iter().map(|aux| {
-                (format!("layer{}/{}", trace.layer, aux.name), aux.value.double_value(&[]))
-            })
-        });
-    named.collect()
 }

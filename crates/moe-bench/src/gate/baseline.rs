@@ -127,7 +127,7 @@ impl Baseline {
         let off = |(got, want): (&f64, &f64)| match exact {
             true => got.to_bits() != want.to_bits(),
             // A NaN is in no band.
-            false => !((got - want).abs() <= LOSS_BAND),
+            false => got.is_nan() || (got - want).abs() > LOSS_BAND,
         };
         let at = losses.iter().zip(&self.losses).position(off)?;
         let (got, want) = (losses[at], self.losses[at]);

@@ -14,6 +14,9 @@ use std::rc::Rc;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
+/// Name of the default path.
+pub const DEFAULT: &str = "moe";
+
 /// Weights and tokens of one size and dtype, shared by all candidates.
 #[derive(Debug)]
 pub struct Bank {
@@ -23,6 +26,8 @@ pub struct Bank {
     pub dtype: Dtype,
     store: Rc<ParamStore>,
     experts: Experts,
+    /// The parameters in `f32` that kernels with products in `bf16` take.
+    wide: Option<(Rc<ParamStore>, Experts)>,
     x_gtd: Tensor,
 }
 
@@ -50,9 +55,48 @@ impl Bank {
             output_scale: 1.0,
         };
         let experts = Experts::new(&store.root().child("experts"), shape, ExpertExec::Loop);
+        let wide = (device == Device::Cpu && dtype == Dtype::Bf16).then(|| {
+            let store = ParamStore::new(0, device, Kind::Float);
+            let experts = Experts::new(&store.root().child("experts"), shape, ExpertExec::Loop);
+            (Rc::new(store), experts)
+        });
         let like = Tensor::zeros([1, size.tokens, size.width], (Kind::Float, device));
         let x_gtd = like.randn_like().to_kind(dtype.kind());
-        Self { size: size.clone(), dtype, store: Rc::new(store), experts, x_gtd }
+        Self { size: size.clone(), dtype, store: Rc::new(store), experts, wide, x_gtd }
+    }
+
+    /// The way that training takes with this element type.
+    fn default_exec(&self) -> ExpertExec {
+        match &self.wide {
+            Some(_) => ExpertExec::FusedBf16,
+            None => ExpertExec::best(self.x_gtd.device(), self.dtype.kind()),
+        }
+    }
+
+    /// Whether parameters of this element type can be run this way: the kernels take `f32` parameters on
+    /// a CPU, and with `bf16` there is no point in products of `f32`.
+    fn offers(&self, exec: ExpertExec) -> bool {
+        match exec {
+            ExpertExec::Fused => self.x_gtd.kind() == Kind::Float && self.on_cpu(),
+            ExpertExec::FusedBf16 => self.on_cpu(),
+            ExpertExec::Cuda => self.x_gtd.kind() == Kind::BFloat16,
+            ExpertExec::Loop | ExpertExec::Grouped | ExpertExec::Padded => true,
+        }
+    }
+
+    /// The tokens as routers read them.
+    fn wide_tokens(&self) -> Tensor {
+        self.x_gtd.to_kind(Kind::Float)
+    }
+
+    fn on_cpu(&self) -> bool {
+        self.x_gtd.device() == Device::Cpu
+    }
+
+    /// Parameters for this way of running them.
+    fn of(&self, exec: ExpertExec) -> (&Rc<ParamStore>, &Experts) {
+        let wide = self.wide.as_ref().filter(|_| exec == ExpertExec::FusedBf16);
+        wide.map_or((&self.store, &self.experts), |(store, experts)| (store, experts))
     }
 
     /// A layer over the shared experts with a softmax top-k router of its own.
@@ -64,8 +108,8 @@ impl Bank {
         let store = ParamStore::new(0, self.x_gtd.device(), self.dtype.kind());
         Ok(MoeLayer {
             index: 0,
-            router: router.build(&store.root().child("router"), dims),
-            experts: self.experts.with_exec(exec),
+            router: router.build(&store.root().child("router").wide(), dims),
+            experts: self.of(exec).1.with_exec(exec),
             capacity: None,
             losses: LossWeights::default(),
         })
@@ -79,7 +123,8 @@ impl Bank {
         }
         let layer = self.layer(ExpertExec::Loop).ok()?;
         let noise = SeededNoise::eval(0, 0);
-        let routing = layer.router.route(&self.x_gtd, &RouteCx::new(Phase::Eval, &noise)).ok()?;
+        let routing =
+            layer.router.route(&self.wide_tokens(), &RouteCx::new(Phase::Eval, &noise)).ok()?;
         let visited = routing.plan.load_e().gt(0).sum(Kind::Int64).int64_value(&[]);
         let weights = visited * 3 * self.size.width * self.size.hidden;
         Some(weights as f64 * self.dtype.bytes() as f64)
@@ -129,8 +174,12 @@ pub fn candidates(bank: &Bank, pass: Pass) -> Result<Vec<Candidate>> {
         return Ok(vec![route(bank)?]);
     }
     let mut found = Vec::new();
+    let default = bank.default_exec();
     for exec in ExpertExec::on(bank.x_gtd.device()) {
-        found.push(candidate(bank, pass, exec, exec.name())?);
+        let name = if exec == default { DEFAULT } else { exec.name() };
+        if bank.offers(exec) {
+            found.push(candidate(bank, pass, exec, name)?);
+        }
     }
     Ok(found)
 }
@@ -144,7 +193,7 @@ fn wait_for(device: Device) {
 }
 
 fn route(bank: &Bank) -> Result<Candidate> {
-    let (layer, x_gtd) = (bank.layer(ExpertExec::Loop)?, bank.x_gtd.shallow_clone());
+    let (layer, x_gtd) = (bank.layer(ExpertExec::Loop)?, bank.wide_tokens());
     Ok(Candidate::new("smoe", move || {
         let _guard = tch::no_grad_guard();
         let noise = SeededNoise::eval(0, 0);
@@ -156,7 +205,7 @@ fn route(bank: &Bank) -> Result<Candidate> {
 
 fn candidate(bank: &Bank, pass: Pass, exec: ExpertExec, name: &str) -> Result<Candidate> {
     let layer = bank.layer(exec)?;
-    let (x_gtd, store) = (bank.x_gtd.shallow_clone(), Rc::clone(&bank.store));
+    let (x_gtd, store) = (bank.x_gtd.shallow_clone(), Rc::clone(bank.of(exec).0));
     let shares = Rc::new(Cell::new([0.0; 2]));
     let sums = Rc::clone(&shares);
     let run = move || {

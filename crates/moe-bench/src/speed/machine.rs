@@ -21,8 +21,8 @@ pub struct Machine {
     pub libtorch: String,
     /// Commit of this build.
     pub commit: String,
-    /// Measured read bandwidth, GB/s.
-    pub read_gbps: f64,
+    /// Measured read bandwidth, GB/s, where it is a bound.
+    pub read_gbps: Option<f64>,
     /// Share of the machine that others used just before the measurement, 0 to 1; `None` where the
     /// system does not say.
     pub busy: Option<f64>,
@@ -39,7 +39,7 @@ impl Machine {
             device: environment.device,
             libtorch: environment.libtorch,
             commit: environment.commit,
-            read_gbps: 0.0,
+            read_gbps: None,
             busy: busy_share(Duration::from_millis(500)),
         }
     }

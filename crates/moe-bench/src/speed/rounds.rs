@@ -1,5 +1,7 @@
 //! Candidates take turns; ratios are taken within a round.
 
+use super::Ratio;
+use anyhow::Result;
 use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
@@ -9,7 +11,7 @@ use std::time::Instant;
 pub struct Candidate {
     /// Name in tables.
     pub name: String,
-    run: Box<dyn FnMut()>,
+    run: Box<dyn FnMut() -> Result<Option<f64>>>,
     /// Seconds outside the experts and in all, summed by the candidate itself.
     shares: Option<Rc<Cell<[f64; 2]>>>,
     /// Bytes of its weights over those of the size's element type.
@@ -24,7 +26,17 @@ impl fmt::Debug for Candidate {
 
 impl Candidate {
     /// A candidate that runs `run` once per round.
-    pub fn new(name: &str, run: impl FnMut() + 'static) -> Self {
+    pub fn new(name: &str, mut run: impl FnMut() + 'static) -> Self {
+        let run = move || {
+            run();
+            Ok(None)
+        };
+        Self { name: name.into(), run: Box::new(run), shares: None, weight_share: 1.0 }
+    }
+
+    /// A candidate that says itself how many seconds a round took: one in another process.
+    pub fn timed(name: &str, mut run: impl FnMut() -> Result<f64> + 'static) -> Self {
+        let run = move || run().map(Some);
         Self { name: name.into(), run: Box::new(run), shares: None, weight_share: 1.0 }
     }
 
@@ -44,10 +56,10 @@ impl Candidate {
         (all > 0.0).then(|| outside / all)
     }
 
-    fn time(&mut self) -> f64 {
+    fn time(&mut self) -> Result<f64> {
         let start = Instant::now();
-        (self.run)();
-        start.elapsed().as_secs_f64()
+        let own = (self.run)()?;
+        Ok(own.unwrap_or(start.elapsed().as_secs_f64()))
     }
 }
 
@@ -65,10 +77,13 @@ impl Rounds {
     /// Runs every candidate once per round, at least 5 and at most `most` rounds, and no new round
     /// after `seconds`. Every round begins with another candidate, so that none always follows the
     /// same one.
-    pub fn run(candidates: &mut [Candidate], most: usize, seconds: f64) -> Self {
+    ///
+    /// # Errors
+    /// What a candidate in another process says, or that it is gone.
+    pub fn run(candidates: &mut [Candidate], most: usize, seconds: f64) -> Result<Self> {
         for _ in 0..WARM_UP {
             for candidate in candidates.iter_mut() {
-                let _ = candidate.time();
+                let _ = candidate.time()?;
             }
         }
         // What was summed while warming up is not measured.
@@ -81,10 +96,10 @@ impl Rounds {
             }
             for offset in 0..candidates.len() {
                 let index = (round + offset) % candidates.len();
-                found[index].push(candidates[index].time());
+                found[index].push(candidates[index].time()?);
             }
         }
-        Self { seconds: found }
+        Ok(Self { seconds: found })
     }
 
     /// Number of rounds.
@@ -95,6 +110,12 @@ impl Rounds {
     /// Median seconds of a candidate.
     pub fn median(&self, index: usize) -> f64 {
         median(&mut self.seconds[index].clone())
+    }
+
+    /// Median over rounds of one candidate's time over another's.
+    pub fn ratio_of(&self, above: usize, below: usize) -> Ratio {
+        let (ratio, ci) = self.ratio(&self.seconds[above], below);
+        Ratio { ratio, ci }
     }
 
     /// Median over rounds of `bound` over the candidate, with its 95 % interval.
@@ -164,6 +185,18 @@ mod tests {
     }
 
     #[test]
+    fn a_candidate_in_another_process_is_believed_and_its_error_ends_the_measurement() {
+        let mut left = 8;
+        let mut far = [Candidate::timed("far", move || {
+            left -= 1;
+            anyhow::ensure!(left > 0, "it is gone");
+            Ok(2.5)
+        })];
+        assert_eq!(Rounds::run(&mut far, 5, 0.0).unwrap().seconds, [[2.5; 5]]);
+        assert_eq!(Rounds::run(&mut far, 5, 0.0).unwrap_err().to_string(), "it is gone");
+    }
+
+    #[test]
     fn everybody_runs_equally_often() {
         let counts = [Rc::new(Cell::new(0)), Rc::new(Cell::new(0))];
         let mut candidates: Vec<Candidate> = counts
@@ -173,7 +206,7 @@ mod tests {
                 Candidate::new("c", move || count.set(count.get() + 1))
             })
             .collect();
-        let rounds = Rounds::run(&mut candidates, 7, f64::INFINITY);
+        let rounds = Rounds::run(&mut candidates, 7, f64::INFINITY).unwrap();
         assert_eq!((rounds.count(), counts[0].get(), counts[1].get()), (7, 9, 9));
     }
 }

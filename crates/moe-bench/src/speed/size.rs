@@ -76,13 +76,14 @@ impl Size {
         self.tokens * self.top_k
     }
 
-    /// Operations of the experts' products in one pass; `None` for routing, which has none.
+    /// Operations of the experts' products in one pass; `None` for routing, which has none, and for a
+    /// training step, which has more.
     pub fn flops(&self, pass: Pass) -> Option<f64> {
         let forward = (self.rows() * 2 * self.width * self.hidden * 3) as f64;
         match pass {
             Pass::Forward => Some(forward),
             Pass::ForwardBackward => Some(3.0 * forward),
-            Pass::Route => None,
+            Pass::Route | Pass::Step => None,
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{Activation, ExpertExec, Experts};
 use moe_kernels::{Dtype, Shape};
 use moe_routers::plan::SparseRows;
 use moe_torch_sys::fused::{FusedBank, Rows};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 impl Experts {
     /// Room for packed weights, where `exec` wants them.
@@ -30,6 +30,21 @@ impl Experts {
             bias: self.b1_eh.is_some(),
         };
         Some(FusedBank::new(shape, dtype).unwrap_or_else(|e| panic!("packed experts: {e}")))
+    }
+
+    /// The only expert on every token, `[.., d] -> [.., d]`.
+    pub(super) fn dense_fused(&self, bank: &FusedBank, x: &Tensor) -> Tensor {
+        let width = *x.size().last().expect("a width");
+        let x_gtd = x.reshape([1, -1, width]);
+        let tokens = x_gtd.size()[1];
+        let rows = SparseRows {
+            token_n: Tensor::arange(tokens, (Kind::Int64, x.device())),
+            weight_n: Tensor::ones([tokens], (Kind::Float, x.device())),
+            load_e: Tensor::from_slice(&[tokens]),
+            groups: 1,
+            tokens,
+        };
+        self.execute_fused(bank, &x_gtd, &rows).view_as(x)
     }
 
     /// Dispatch, experts and combine in one. `[g, t, d] -> [g, t, d]`.

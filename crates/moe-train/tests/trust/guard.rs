@@ -52,8 +52,8 @@ impl Task for Faulty {
         self.task.evaluate(plan)
     }
 
-    fn after_step(&mut self, traces: &[LayerTrace]) {
-        self.task.after_step(traces);
+    fn after_step(&mut self, load_le: &[Tensor]) {
+        self.task.after_step(load_le);
     }
 
     fn active_params(&self, store: &ParamStore) -> usize {

@@ -1,4 +1,5 @@
 //! What a run can be trusted with: determinism, exact resume, checkpoints, crashes, bad numbers.
+#![expect(clippy::print_stdout, reason = "counts are worth seeing with --nocapture")]
 
 mod checkpoints;
 mod common;

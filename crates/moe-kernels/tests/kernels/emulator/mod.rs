@@ -68,11 +68,12 @@ extern "C" fn handle(_signal: c_int, _info: *mut libc::siginfo_t, context: *mut 
     // SAFETY: the processor has just read an instruction there, and code is never the last of what
     // is mapped.
     let code = unsafe { std::slice::from_raw_parts(at, instruction::MOST_BYTES) };
-    let done = decode(code, |number| registers[ORDER[number] as usize] as usize)
-        // SAFETY: the kernel promises that its operands lie in its slices.
-        .filter(|(instruction, _)| {
+    let done = decode(code, |number| registers[ORDER[number] as usize] as usize).filter(
+        |(instruction, _)| {
+            // SAFETY: the kernel promises that its operands lie in its slices.
             TILES.with_borrow_mut(|tiles| unsafe { run(tiles, instruction) })
-        });
+        },
+    );
     match done {
         Some((_, length)) => registers[libc::REG_RIP as usize] += length as i64,
         // Comes back without a handler, and ends the process as it would have.
