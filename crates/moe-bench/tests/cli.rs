@@ -255,7 +255,7 @@ fn a_pretrained_codebook_serves_alone() {
     // Nothing is left out in silence: neither codes of another number nor a norm.
     let misfit = "layers.1.router.codebook is F32 [16, 8], expected F32 [8, 8]";
     refused(&eval("router.codes=8"), 2, &["does not fit", misfit]);
-    let missing = "missing tensor layers.1.router.ln_weight";
+    let missing = "missing tensor model.layers.1.router.ln_weight";
     refused(&eval("router.ln_out=true"), 2, &["does not fit", missing]);
 }
 

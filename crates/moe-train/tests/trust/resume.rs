@@ -4,11 +4,12 @@
 use crate::common::{config, files, task, trainer_with};
 use moe_models::LmConfig;
 use moe_routers::{residual, routers};
-use moe_train::{StepReport, Trainer, checkpoint};
+use moe_train::{Phases, StepReport, Trainer, checkpoint};
 
 /// What the steps measured, less their wall times.
 fn steps(trainer: &mut Trainer, count: usize) -> Vec<StepReport> {
-    let untimed = |report: StepReport| StepReport { seconds: 0.0, ..report };
+    let untimed =
+        |report: StepReport| StepReport { seconds: 0.0, phases: Phases::default(), ..report };
     (0..count).map(|_| untimed(trainer.train_step().unwrap())).collect()
 }
 
