@@ -6,7 +6,7 @@ pub mod span;
 
 use crate::precision::Precision;
 use moe_routers::Params;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// Multi-head self-attention.
 #[derive(Debug)]
@@ -66,18 +66,23 @@ impl Attention {
     /// never writes down.
     pub fn forward_with_weights(&self, x_btd: &Tensor) -> (Tensor, Tensor) {
         let [q_bmtc, k_bmtc, v_bmtc] = self.heads(x_btd);
-        let (t, c) = (q_bmtc.size()[2], q_bmtc.size()[3]);
-        let score_bmtt = q_bmtc.matmul(&k_bmtc.transpose(-2, -1)) / (c as f64).sqrt();
-        let score_bmtt = match self.causal {
-            true => {
-                let later_tt = Tensor::ones([t, t], (Kind::Bool, x_btd.device())).triu(1);
-                score_bmtt.masked_fill(&later_tt, f64::NEG_INFINITY)
-            }
-            false => score_bmtt,
-        };
-        let weight_bmtt = score_bmtt.softmax(-1, x_btd.kind());
+        let (b, m, t, c) = q_bmtc.size4().expect("[b, m, t, c]");
+        let (q, k) = (q_bmtc.reshape([b * m, t, c]), k_bmtc.reshape([b * m, t, c]));
+        // Mask and scale enter the product, which writes down the scores once.
+        let score = self.mask(t, &q).baddbmm(&q, &k.transpose(1, 2), 1.0, (c as f64).powf(-0.5));
+        let kind = x_btd.kind();
+        let weight_bmtt = score.view([b, m, t, t]).to_kind(kind).softmax(-1, kind);
         let y_bmtc = self.precision.factor(&weight_bmtt).matmul(&v_bmtc);
-        (self.output(&y_bmtc).to_kind(x_btd.kind()), weight_bmtt)
+        (self.output(&y_bmtc).to_kind(kind), weight_bmtt)
+    }
+
+    /// What is added to the scores, `[t, t]`: nothing, or minus infinity for later tokens.
+    fn mask(&self, t: i64, like: &Tensor) -> Tensor {
+        let options = (like.kind(), like.device());
+        match self.causal {
+            true => Tensor::full([t, t], f64::NEG_INFINITY, options).triu(1),
+            false => Tensor::zeros([t, t], options),
+        }
     }
 
     /// Queries, keys and values, each `[b, m, t, c]`.
@@ -104,7 +109,7 @@ mod tests {
     use super::*;
     use moe_routers::ParamStore;
     use moe_routers::tolerance::tolerance;
-    use tch::Device;
+    use tch::{Device, Kind};
 
     /// The fused output, and the other way's output and weights.
     fn attended(causal: bool) -> (Tensor, Tensor, Tensor) {

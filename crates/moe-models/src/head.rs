@@ -55,10 +55,12 @@ fn forward(
         let count = CHUNK.min(tokens - first);
         let (x_cd, y_c1) =
             (x_low_nd.narrow(0, first, count), y_n.narrow(0, first, count).unsqueeze(1));
-        let mut log_cv = x_cd.matmul(&head_low_vd.tr()).log_softmax(-1, wide);
+        // Widened first: a softmax that widens as it goes takes twice the time on a CPU.
+        let score_cv = x_cd.matmul(&head_low_vd.tr()).to_kind(wide);
+        let mut log_cv = score_cv.log_softmax(-1, wide);
         loss -= log_cv.gather(1, &y_c1, false).sum(wide) * share;
         if let Some([dx_nd, dhead_vd]) = &mut grads {
-            let mut error_cv = log_cv.exp_() * share;
+            let mut error_cv = log_cv.exp_().g_mul_scalar_(share);
             let minus = Tensor::full([count, 1], -share, (wide, x_nd.device()));
             let error_cv = error_cv.scatter_add_(1, &y_c1, &minus).to_kind(x_cd.kind());
             dx_nd.narrow(0, first, count).copy_(&error_cv.matmul(&head_low_vd));
