@@ -85,13 +85,17 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     let outcome = prepared.train(&dir, args.resume, &mut |event| draw(&bar, &event))?;
     bar.finish_and_clear();
     match outcome {
-        Outcome::Finished(metrics) => println!(
-            "{}: validation loss {:.4}, perplexity {:.2}, {:.0} tokens/s",
-            dir.0.display(),
-            metrics.valid_loss,
-            metrics.valid_perplexity,
-            metrics.tokens_per_second
-        ),
+        Outcome::Finished(metrics) => {
+            let text = recipe.vision.is_none();
+            let perplexity = text.then(|| format!(", perplexity {:.2}", metrics.valid_perplexity));
+            println!(
+                "{}: validation loss {:.4}{}, {:.0} tokens/s",
+                dir.0.display(),
+                metrics.valid_loss,
+                perplexity.unwrap_or_default(),
+                metrics.tokens_per_second
+            );
+        }
         Outcome::Stopped(step) => println!(
             "{}: stopped after step {step}; the same command with --out {} --resume goes on",
             dir.0.display(),
