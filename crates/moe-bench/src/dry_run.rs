@@ -2,6 +2,7 @@
 
 use crate::cli::TrainArgs;
 use crate::environment::peak_memory_bytes;
+use crate::error::Misuse;
 use crate::estimate::{Estimate, estimate};
 use crate::recipe::Recipe;
 use crate::say::say;
@@ -49,6 +50,10 @@ pub fn dry_run(args: &TrainArgs) -> Result<()> {
 fn look(recipe: &Recipe) -> Result<DryRun> {
     let recipe = recipe.resolved()?;
     recipe.check()?;
+    if recipe.vision.is_some() {
+        let message = "--dry-run: measures language models, and not yet recipes with [vision]";
+        return Err(Misuse::new(message).into());
+    }
     let stream = recipe.data.open()?;
     let data = Data {
         corpus: stream.corpus().into(),
