@@ -38,6 +38,7 @@
 mod batch;
 mod builtin;
 mod corpus;
+pub mod corrupt;
 mod error;
 mod image;
 mod layout;
@@ -55,6 +56,6 @@ pub use error::DataError;
 pub use image::{Augment, ImageBatch, ImageSet, ImageSize, Images, RandAugment};
 pub use spec::{DEFAULT_MIN_COUNT, TokenizerSpec};
 pub use split::Split;
-pub use stream::TokenStream;
+pub use stream::{Attacked, TokenStream};
 pub use table::{LabelledTexts, TableSpec};
 pub use tokenizer::{BpeTokenizer, Tokenizer, WordTokenizer};

@@ -2,6 +2,10 @@
 //!
 //! Axis letters: `b` batch, `c` channels, `h` height, `w` width, `v` classes, `l` sparse layers.
 
+mod adversary;
+
+pub use adversary::{Attacked, AttackedBatch, ImageAttack};
+
 use crate::evaluate::{EvalPlan, EvalReport, Scored, evaluate};
 use crate::task::{Draw, Task};
 use crate::trainer::TrainError;

@@ -26,7 +26,7 @@ pub use disk::Disk;
 pub use evaluate::{EvalPlan, EvalReport, LayerReport, Scored};
 pub use gradient::Phases;
 pub use guard::NonFinite;
-pub use image_task::ImageTask;
+pub use image_task::{Attacked, AttackedBatch, ImageAttack, ImageTask};
 pub use schedule::{Decay, Schedule};
 pub use task::{Draw, LmTask, Task};
 pub use trainer::{Advance, StepReport, TrainConfig, TrainError, Trainer};
