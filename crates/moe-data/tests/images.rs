@@ -198,7 +198,7 @@ fn bitmaps_are_read_a_class_a_file() {
     for (shape, values, said) in [
         ("(12, 783)", 12 * 783, "expected the shape (n, 784)"),
         ("(99999999999999999999, 784)", 0, "expected the shape (n, 784)"),
-        ("(12, 784)", 5, "expected 9408 bytes of bitmaps, found 5"),
+        ("(12, 784)", 5, "expected 9408 bytes of values, found 5"),
     ] {
         let found = refusal(&directory(&[("a.npy", npy(shape, &vec![0; values]))]));
         assert!(found.starts_with("`DIR/a.npy`, byte") && found.contains(said), "{found}");

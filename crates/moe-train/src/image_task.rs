@@ -116,6 +116,10 @@ impl Task for ImageTask {
     fn active_params(&self, store: &ParamStore) -> usize {
         self.model.active_params(store)
     }
+
+    fn as_images(&self) -> Option<&ImageTask> {
+        Some(self)
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Axis letters: `b` batch, `t` tokens, `l` sparse layers, `e` experts.
 
 use crate::evaluate::{EvalPlan, EvalReport, Scored, evaluate};
+use crate::image_task::ImageTask;
 use crate::trainer::TrainError;
 use moe_data::{Split, TokenBatch, TokenStream};
 use moe_models::{DecoderLm, LayerTrace, Memory};
@@ -55,6 +56,11 @@ pub trait Task: Debug {
 
     /// Parameters that one token uses: all but the experts it does not visit.
     fn active_params(&self, store: &ParamStore) -> usize;
+
+    /// The task as one of images, whose inputs have gradients; `None` for any other.
+    fn as_images(&self) -> Option<&ImageTask> {
+        None
+    }
 
     /// Tensors beside the weights that the next step depends on, by name; resuming writes into them.
     fn state(&self) -> Vec<(String, Tensor)> {

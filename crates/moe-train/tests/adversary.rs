@@ -29,7 +29,7 @@ fn trained() -> (ImageTask, ParamStore) {
     (0..40).for_each(|_| drop(trainer.train_step().unwrap()));
     let fresh = ParamStore::new(0, Device::Cpu, Kind::Float);
     let copy = task(&data, &fresh);
-    for (to, from) in fresh.entries().iter().zip(trainer.store().entries()) {
+    for (to, from) in fresh.entries().iter().zip(trainer.store().entries().iter()) {
         tch::no_grad(|| to.tensor.shallow_clone().copy_(&from.tensor));
     }
     (copy, fresh)

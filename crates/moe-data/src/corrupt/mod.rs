@@ -6,10 +6,13 @@
 
 mod align;
 mod draw;
+mod image;
+pub mod published;
 mod synonyms;
 mod text;
 mod words;
 
 pub use align::Alignment;
 pub(crate) use align::Spans;
+pub use image::{FrostPictures, ImageCorruption};
 pub use text::{AttackedText, TextAttack};
