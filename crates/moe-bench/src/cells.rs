@@ -74,8 +74,13 @@ impl Cell {
             recipe.residual = MethodRecipe::named(residual);
         }
         recipe.check()?;
-        let dir = out.join("runs").join(format!("{}-s{seed}", router.replace([':', '+'], "-")));
-        Ok(Self { router: router.into(), recipe: recipe.resolved()?, dir: RunDir(dir) })
+        let dir = Self::directory(out, router, seed);
+        Ok(Self { router: router.into(), recipe: recipe.resolved()?, dir })
+    }
+
+    /// Where the run of `router` and `seed` lies below `out`.
+    pub fn directory(out: &Path, router: &str, seed: u64) -> RunDir {
+        RunDir(out.join("runs").join(format!("{}-s{seed}", router.replace([':', '+'], "-"))))
     }
 }
 

@@ -192,7 +192,8 @@ pub fn default_out(name: &str) -> PathBuf {
 /// The file system's.
 pub fn write(out: &Path, results: &Results) -> Result<()> {
     let json = serde_json::to_string_pretty(results)? + "\n";
-    let html = crate::report::html(results)?;
+    let robust = crate::robust::Overview::read(out)?;
+    let html = crate::report::html_with(results, robust.as_ref())?;
     for (name, text) in [("results.json", json), ("report.html", html)] {
         let path = out.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;

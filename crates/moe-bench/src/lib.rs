@@ -25,6 +25,7 @@ pub mod papers;
 pub mod recipe;
 pub mod report;
 pub mod results;
+pub mod robust;
 pub mod run;
 mod say;
 pub mod schema;

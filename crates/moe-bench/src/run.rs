@@ -180,6 +180,31 @@ impl Prepared {
         &self.subject
     }
 
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The flag that stops it.
+    pub fn stop(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop)
+    }
+
+    /// The present weights on other data of the same kind, for evaluation.
+    ///
+    /// # Errors
+    /// Data that do not fit the model, or too little memory.
+    pub fn with_subject(&self, subject: Subject) -> Result<Self> {
+        let other = limits::within(&self.recipe, || {
+            build(self.recipe.clone(), subject, self.device, &self.stop)
+        })?;
+        let (to, from) = (other.trainer.store().entries(), self.trainer.store().entries());
+        let pairs = to.iter().zip(from.iter());
+        tch::no_grad(|| pairs.for_each(|(to, from)| to.tensor.shallow_clone().copy_(&from.tensor)));
+        drop((to, from));
+        Ok(other)
+    }
+
     /// Trains into `dir` until the recipe's last step, or until the flag of [`prepare`] is set; then
     /// saves.
     ///
