@@ -51,22 +51,22 @@ fn attack(task: &ImageTask, attack: ImageAttack, batches: usize) -> Attacked {
 fn attacks_stay_in_their_budget_and_raise_the_loss() {
     let (task, _store) = trained();
     let eps = 0.1;
-    let fgsm = attack(&task, ImageAttack::Fgsm(Fgsm { eps, ..Fgsm::default() }), 4);
-    let pgd = attack(&task, ImageAttack::Pgd(Pgd { eps, ..Pgd::default() }), 4);
-    let zero = attack(&task, ImageAttack::Fgsm(Fgsm { eps: 0.0, ..Fgsm::default() }), 4);
+    let fgsm = attack(&task, ImageAttack::Fgsm(Fgsm { eps, ..Fgsm::default() }), 2);
+    let pgd = attack(&task, ImageAttack::Pgd(Pgd { eps, ..Pgd::default() }), 2);
+    let zero = attack(&task, ImageAttack::Fgsm(Fgsm { eps: 0.0, ..Fgsm::default() }), 2);
     let rounding = tolerance(Kind::Float).value;
     assert_eq!(
         (zero.loss, zero.accuracy, zero.changed),
         (zero.clean_loss, zero.clean_accuracy, 0.0)
     );
-    assert_eq!((fgsm.images, fgsm.clean_loss), (128, zero.clean_loss));
+    assert_eq!((fgsm.images, fgsm.clean_loss), (64, zero.clean_loss));
     for done in [fgsm, pgd] {
         assert!(done.distance <= eps + rounding && done.distance > 0.9 * eps, "{done:?}");
         assert!(done.loss > done.clean_loss && done.accuracy <= done.clean_accuracy, "{done:?}");
     }
     // Twenty steps find at least as much as one.
     assert!(pgd.loss >= fgsm.loss && pgd.changed >= fgsm.changed, "{pgd:?} {fgsm:?}");
-    let again = attack(&task, ImageAttack::Pgd(Pgd { eps, ..Pgd::default() }), 4);
+    let again = attack(&task, ImageAttack::Pgd(Pgd { eps, ..Pgd::default() }), 2);
     assert_eq!(again, pgd);
 
     // Without gradients, on one batch and with few directions.
