@@ -19,14 +19,14 @@ fn task(data: &Arc<Images>, store: &ParamStore) -> ImageTask {
     ImageTask::new(model, Arc::clone(data), (32, Augment::default()), Device::Cpu)
 }
 
-/// A classifier after 40 steps; a second task on the same parameters would be another model.
+/// A classifier after 25 steps; a second task on the same parameters would be another model.
 fn trained() -> (ImageTask, ParamStore) {
     let data = Arc::new(Images::open("fashion-small", None).unwrap());
     let store = ParamStore::new(0, Device::Cpu, Kind::Float);
     let config =
-        TrainConfig { steps: 40, batch: 32, lr: 5e-3, warmup: 5, ..TrainConfig::default() };
+        TrainConfig { steps: 25, batch: 32, lr: 5e-3, warmup: 5, ..TrainConfig::default() };
     let mut trainer = Trainer::new(Box::new(task(&data, &store)), store, config, 0);
-    (0..40).for_each(|_| drop(trainer.train_step().unwrap()));
+    (0..25).for_each(|_| drop(trainer.train_step().unwrap()));
     let fresh = ParamStore::new(0, Device::Cpu, Kind::Float);
     let copy = task(&data, &fresh);
     for (to, from) in fresh.entries().iter().zip(trainer.store().entries().iter()) {
@@ -51,28 +51,29 @@ fn attack(task: &ImageTask, attack: ImageAttack, batches: usize) -> Attacked {
 fn attacks_stay_in_their_budget_and_raise_the_loss() {
     let (task, _store) = trained();
     let eps = 0.1;
-    let fgsm = attack(&task, ImageAttack::Fgsm(Fgsm { eps, ..Fgsm::default() }), 2);
-    let pgd = attack(&task, ImageAttack::Pgd(Pgd { eps, ..Pgd::default() }), 2);
-    let zero = attack(&task, ImageAttack::Fgsm(Fgsm { eps: 0.0, ..Fgsm::default() }), 2);
+    let fgsm = attack(&task, ImageAttack::Fgsm(Fgsm { eps, ..Fgsm::default() }), 1);
+    // Fewer and longer steps than the papers', which is enough here.
+    let pgd = ImageAttack::Pgd(Pgd { eps, iters: 10, step: Some(0.25 * eps), ..Pgd::default() });
+    let (pgd, again) = (attack(&task, pgd, 1), attack(&task, pgd, 1));
+    let zero = attack(&task, ImageAttack::Fgsm(Fgsm { eps: 0.0, ..Fgsm::default() }), 1);
     let rounding = tolerance(Kind::Float).value;
     assert_eq!(
         (zero.loss, zero.accuracy, zero.changed),
         (zero.clean_loss, zero.clean_accuracy, 0.0)
     );
-    assert_eq!((fgsm.images, fgsm.clean_loss), (64, zero.clean_loss));
+    assert_eq!((fgsm.images, fgsm.clean_loss), (32, zero.clean_loss));
     for done in [fgsm, pgd] {
         assert!(done.distance <= eps + rounding && done.distance > 0.9 * eps, "{done:?}");
-        assert!(done.loss > done.clean_loss && done.accuracy <= done.clean_accuracy, "{done:?}");
+        assert!(done.own_loss > done.clean_own_loss && done.changed > 0.0, "{done:?}");
     }
-    // Twenty steps find at least as much as one.
-    assert!(pgd.loss >= fgsm.loss && pgd.changed >= fgsm.changed, "{pgd:?} {fgsm:?}");
-    let again = attack(&task, ImageAttack::Pgd(Pgd { eps, ..Pgd::default() }), 2);
+    // Many steps find at least as much as one.
+    assert!(pgd.own_loss >= fgsm.own_loss, "{pgd:?} {fgsm:?}");
     assert_eq!(again, pgd);
 
     // Without gradients, on one batch and with few directions.
     let spsa = Spsa { eps, iters: 3, learning_rate: 0.05, ..Spsa::default() };
     let spsa = attack(&task, ImageAttack::Spsa(spsa, 4), 1);
-    assert!(spsa.distance <= eps + rounding && spsa.loss > spsa.clean_loss, "{spsa:?}");
+    assert!(spsa.distance <= eps + rounding && spsa.own_loss > spsa.clean_own_loss, "{spsa:?}");
 }
 
 #[test]

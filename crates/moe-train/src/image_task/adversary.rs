@@ -15,7 +15,7 @@ use moe_core::RouteError;
 use moe_core::metrics::attack::{Classifier, Fgsm, Pgd, Spsa};
 use moe_core::metrics::probe::predictions;
 use moe_models::{LayerTrace, Vit};
-use moe_routers::convert::{to_host, to_host_i64, to_tensor};
+use moe_routers::convert::{to_host, to_host_i64, to_indices, to_tensor};
 use moe_routers::{Phase, RouteCx, SeededNoise};
 use ndarray::{Array2, Array4, ArrayView2};
 use rand_chacha::ChaCha8Rng;
@@ -86,6 +86,11 @@ pub struct Attacked {
     pub clean_loss: f64,
     /// The same under attack.
     pub loss: f64,
+    /// Mean cross-entropy with the labels that the attack is against, the model's own predictions on clean
+    /// images, there.
+    pub clean_own_loss: f64,
+    /// The same under attack: what the attack raises.
+    pub own_loss: f64,
     /// Share of clean images that get their true label.
     pub clean_accuracy: f64,
     /// The same under attack.
@@ -154,8 +159,7 @@ impl Classifier for Network<'_> {
 
     fn loss_gradient(&self, x_nd: ArrayView2<'_, f64>, label_n: &[usize]) -> Array2<f64> {
         let x_bchw = self.images(x_nd).set_requires_grad(true);
-        let label_b: Vec<i64> = label_n.iter().map(|&label| label as i64).collect();
-        let label_b = Tensor::from_slice(&label_b).to_device(x_bchw.device());
+        let label_b = to_indices(label_n, &[label_n.len() as i64], &x_bchw);
         let said = self.model.forward(&x_bchw, &self.cx()).map(|(logits_bv, _)| {
             // Of every image alone: the sum over the batch, not the mean.
             let loss = logits_bv.cross_entropy_for_logits(&label_b) * x_nd.nrows() as f64;
@@ -223,13 +227,15 @@ impl ImageTask {
             label_b: batch.label_b.shallow_clone(),
         };
         let distance = (&attacked_nd - &x_nd).iter().fold(0.0, |far: f64, v| far.max(v.abs()));
-        let (before, clean) = self.said(batch, &network.cx())?;
-        let (after, damaged) = self.said(&attacked, &network.cx())?;
+        let (before, clean) = self.said((batch, &label_n), &network.cx())?;
+        let (after, damaged) = self.said((&attacked, &label_n), &network.cx())?;
         let changed = before.class_b.iter().zip(&after.class_b).filter(|(a, b)| a != b).count();
         let of_batch = Attacked {
             images: label_n.len(),
             clean_loss: before.loss,
             loss: after.loss,
+            clean_own_loss: before.own_loss,
+            own_loss: after.own_loss,
             clean_accuracy: before.accuracy,
             accuracy: after.accuracy,
             changed: changed as f64 / label_n.len() as f64,
@@ -240,7 +246,7 @@ impl ImageTask {
 
     fn said(
         &self,
-        batch: &OnDevice,
+        (batch, own_n): (&OnDevice, &[usize]),
         cx: &RouteCx<'_>,
     ) -> Result<(Said, Vec<LayerTrace>), TrainError> {
         let _guard = tch::no_grad_guard();
@@ -250,21 +256,33 @@ impl ImageTask {
         let right = class_b.iter().zip(&label_b).filter(|(a, b)| a == b).count();
         let accuracy = right as f64 / class_b.len() as f64;
         let loss = super::cross_entropy(&logits_bv, &batch.target_bv).double_value(&[]);
-        Ok((Said { loss, accuracy, class_b }, traces))
+        let own_b = to_indices(own_n, &[own_n.len() as i64], &logits_bv);
+        let own_loss = logits_bv.cross_entropy_for_logits(&own_b).double_value(&[]);
+        Ok((Said { loss, own_loss, accuracy, class_b }, traces))
     }
 }
 
 /// What the model says of a batch.
 struct Said {
     loss: f64,
+    own_loss: f64,
     accuracy: f64,
     class_b: Vec<i64>,
 }
 
 impl Attacked {
-    fn means(&mut self) -> [&mut f64; 5] {
-        let Self { clean_loss, loss, clean_accuracy, accuracy, changed, .. } = self;
-        [clean_loss, loss, clean_accuracy, accuracy, changed]
+    fn means(&mut self) -> [&mut f64; 7] {
+        let Self {
+            clean_loss,
+            loss,
+            clean_own_loss,
+            own_loss,
+            clean_accuracy,
+            accuracy,
+            changed,
+            ..
+        } = self;
+        [clean_loss, loss, clean_own_loss, own_loss, clean_accuracy, accuracy, changed]
     }
 
     /// Adds a batch, its means times its images.
