@@ -192,7 +192,7 @@ fn mistake_letters(editor: &mut Editor<'_>, rate: f64, seed: u64) {
         if uniform(&mut generator) < rate {
             let first = if letter.is_ascii_lowercase() { b'a' } else { b'A' };
             // One of the 25 other letters.
-            let shift = below(generator.next_u64(), 25) as u8;
+            let shift = 1 + below(generator.next_u64(), 25) as u8;
             let new = char::from(first + (letter - first + shift) % 26);
             editor.replace(place..place + 1, new.encode_utf8(&mut [0; 4]));
         }
