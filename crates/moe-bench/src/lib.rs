@@ -15,6 +15,7 @@ pub mod dry_run;
 pub mod environment;
 pub mod error;
 pub mod estimate;
+pub mod files;
 pub mod gate;
 pub mod inspect;
 pub mod limits;

@@ -2,6 +2,7 @@
 //!
 //! Axis letters: `l` sparse layers, `e` experts.
 
+use crate::files;
 use crate::results::Metrics;
 use anyhow::{Context, Result};
 use moe_core::LoadStats;
@@ -63,11 +64,9 @@ impl Log {
     pub fn open(path: &Path, step: u64) -> Result<Self> {
         let lines = if step == 0 { Vec::new() } else { read(path, step)? };
         let text: String = lines.iter().map(text_of).collect();
-        let open = || {
-            fs::write(path, text)?;
-            OpenOptions::new().append(true).open(path)
-        };
-        let file = open().with_context(|| format!("cannot write {}", path.display()))?;
+        files::replace(path, text.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(path);
+        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self { path: path.to_owned(), file, lines })
     }
 

@@ -10,6 +10,7 @@
 
 use crate::environment::{environment, peak_memory_bytes};
 use crate::error::{Misuse, is_stop};
+use crate::files::{self, Held};
 use crate::limits;
 use crate::log::{EvalLine, Log, SkipLine};
 use crate::recipe::Recipe;
@@ -106,15 +107,18 @@ impl RunDir {
         )))
     }
 
-    /// Makes the directory and writes recipe and environment.
+    /// Makes the directory and takes it for this process.
+    fn hold(&self) -> Result<Option<Held>> {
+        let made = fs::create_dir_all(&self.0);
+        made.with_context(|| format!("cannot write the run to {}", self.0.display()))?;
+        Held::take(&self.0)
+    }
+
+    /// Writes recipe and environment.
     fn begin(&self, recipe: &Recipe, device: Device) -> Result<()> {
-        let writable = || -> std::io::Result<()> {
-            fs::create_dir_all(&self.0)?;
-            fs::write(self.recipe(), recipe.to_toml())?;
-            let environment = serde_json::to_string_pretty(&environment(device))?;
-            fs::write(self.0.join("environment.json"), environment + "\n")
-        };
-        writable().with_context(|| format!("cannot write the run to {}", self.0.display()))
+        let environment = serde_json::to_string_pretty(&environment(device))? + "\n";
+        files::replace(&self.recipe(), recipe.to_toml().as_bytes())?;
+        files::replace(&self.0.join("environment.json"), environment.as_bytes())
     }
 }
 
@@ -139,9 +143,7 @@ pub fn prepare(recipe: &Recipe, device: Device, stop: &Arc<AtomicBool>) -> Resul
     let source = recipe.clone();
     let subject = unless_stopped(stop, move || Subject::open(&source))?;
     // Refuses what could not even be numbered, before libtorch is asked for it.
-    if let Subject::Text(text) = &subject {
-        crate::estimate::estimate(&recipe, text.vocab_size(), 0)?;
-    }
+    crate::estimate::estimate(&recipe, subject.ends(), 0)?;
     limits::within(&recipe.clone(), || build(recipe, subject, device, stop))
 }
 
@@ -200,6 +202,12 @@ impl Prepared {
         resume: bool,
         observe: &mut dyn FnMut(Event<'_>),
     ) -> Result<Outcome> {
+        let held = dir.hold()?;
+        if held.is_none() {
+            observe(Event::Note(
+                "this file system has no locks: do not train into the directory twice at once",
+            ));
+        }
         if resume {
             dir.refuse_other_recipe(&self.recipe)?;
         }
@@ -221,9 +229,8 @@ impl Prepared {
             return Ok(Outcome::Stopped(step));
         }
         let metrics = self.metrics(&log);
-        let json = serde_json::to_string_pretty(&metrics)?;
-        fs::write(dir.result(), json + "\n")
-            .with_context(|| format!("cannot write {}", dir.result().display()))?;
+        let json = serde_json::to_string_pretty(&metrics)? + "\n";
+        files::replace(&dir.result(), json.as_bytes())?;
         Ok(Outcome::Finished(Box::new(metrics)))
     }
 
