@@ -22,6 +22,7 @@ pub mod log;
 pub mod method;
 pub mod overlay;
 pub mod papers;
+pub mod probe;
 pub mod recipe;
 pub mod report;
 pub mod results;
