@@ -4,6 +4,7 @@
 //! one process each, on equal terms; [`results`] is what it writes for other tools, [`table`] and
 //! [`report`] what it shows to people.
 
+pub mod between;
 pub mod cells;
 pub mod cli;
 pub mod commands;
