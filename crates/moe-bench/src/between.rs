@@ -23,7 +23,8 @@ pub fn measures(rows: &[Row], router: &str, reference: &str) -> BTreeMap<String,
     let found = |row: &&Row| row.router == router && row.metrics.is_some();
     let runs: Vec<&Row> = rows.iter().filter(found).collect();
     let metrics: Vec<&Metrics> = runs.iter().filter_map(|row| row.metrics.as_ref()).collect();
-    let steps: Vec<Option<f64>> = runs.iter().filter_map(|row| steps(rows, row, reference)).collect();
+    let steps: Vec<Option<f64>> =
+        runs.iter().filter_map(|row| steps(rows, row, reference)).collect();
     let reached: Vec<f64> = steps.iter().flatten().copied().collect();
     let mut measures = BTreeMap::new();
     if !steps.is_empty() {

@@ -6,6 +6,7 @@
 
 pub mod between;
 pub mod cells;
+pub mod claims;
 pub mod cli;
 pub mod commands;
 pub mod compare;
@@ -31,6 +32,7 @@ pub mod run;
 mod say;
 pub mod schema;
 pub mod speed;
+pub mod study;
 pub mod subject;
 pub mod summary;
 pub mod sweep;

@@ -104,7 +104,8 @@ impl Prepared {
         let labels = labels(self.subject(), recipe)?;
         let look = RefCell::new(Look::new(labels));
         let batches = Some(recipe.train.eval_batches).filter(|n| *n > 0);
-        let mut line = self.watch(Split::Valid, batches, &|scored| look.borrow_mut().take(scored))?;
+        let mut line =
+            self.watch(Split::Valid, batches, &|scored| look.borrow_mut().take(scored))?;
         let (start, look) = (Instant::now(), look.into_inner());
         // A run of an earlier version kept no routes.
         let earlier = before.map(|step| Routes::read(dir, step)).transpose()?.flatten();

@@ -146,7 +146,8 @@ fn metrics(name: &str, index: usize, noise: &mut Noise) -> Metrics {
 
 /// Routes that settle, the later the higher the index, and a map with a cluster per expert.
 fn routing(index: usize, noise: &mut Noise) -> RoutingMetrics {
-    let share = |k: u64| 0.6 * (-(k as f64) / (4.0 + index as f64)).exp() + 0.01 * noise.next().abs();
+    let share =
+        |k: u64| 0.6 * (-(k as f64) / (4.0 + index as f64)).exp() + 0.01 * noise.next().abs();
     let fluctuation_curve: Vec<_> = (1..=20).map(share).collect();
     let steps = (1..=20).map(|k| k * STEPS / 20);
     let point = |i: usize| {

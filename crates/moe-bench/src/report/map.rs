@@ -101,11 +101,14 @@ mod tests {
 
     #[test]
     fn every_token_is_a_dot_and_every_expert_a_path() {
-        let points = vec![(0.0, 0.0, Some(0)), (1.0, 1.0, Some(9)), (2.0, 0.5, Some(9)), (1.0, 0.0, None)];
+        let points =
+            vec![(0.0, 0.0, Some(0)), (1.0, 1.0, Some(9)), (2.0, 0.5, Some(9)), (1.0, 0.0, None)];
         let map = Map { layer: 1, explained: 0.5, points };
         let svg = draw(&map, "x").unwrap();
         assert_eq!((svg.matches("h0").count(), svg.matches("<path").count()), (4, 3));
-        assert!(svg.contains("class=\"e1\"") && svg.contains(">9</text>") && svg.contains(">–</text>"));
+        assert!(
+            svg.contains("class=\"e1\"") && svg.contains(">9</text>") && svg.contains(">–</text>")
+        );
         assert!(draw(&Map { points: vec![(f64::NAN, 0.0, None)], ..map }, "x").is_none());
     }
 }

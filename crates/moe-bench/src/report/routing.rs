@@ -13,19 +13,74 @@ struct Measure {
 }
 
 const MEASURES: [Measure; 13] = [
-    measure("routing_fluctuation", "fluctu- ation", "Share of probe tokens whose first expert changed between evaluations, mean over the run.", 3),
-    measure("routing_fluctuation_end", "at the end", "The same between the last two evaluations.", 3),
-    measure("cross_layer_instability", "between layers", "Share of token pairs together at an expert in one layer or the next, but not in both (ACMoE).", 3),
+    measure(
+        "routing_fluctuation",
+        "fluctu- ation",
+        "Share of probe tokens whose first expert changed between evaluations, mean over the run.",
+        3,
+    ),
+    measure(
+        "routing_fluctuation_end",
+        "at the end",
+        "The same between the last two evaluations.",
+        3,
+    ),
+    measure(
+        "cross_layer_instability",
+        "between layers",
+        "Share of token pairs together at an expert in one layer or the next, but not in both (ACMoE).",
+        3,
+    ),
     measure("router_confidence", "confi- dence", "Mean combine weight of the kept choices.", 3),
-    measure("load_cv", "load CV", "Standard deviation over mean of the load on the probe tokens.", 2),
-    measure("representation_collapse", "RC", "Scatter of router inputs within experts over that between them; smaller is more collapsed.", 1),
+    measure(
+        "load_cv",
+        "load CV",
+        "Standard deviation over mean of the load on the probe tokens.",
+        2,
+    ),
+    measure(
+        "representation_collapse",
+        "RC",
+        "Scatter of router inputs within experts over that between them; smaller is more collapsed.",
+        1,
+    ),
     measure("effective_rank", "rank in", "Effective rank of what the routers read.", 1),
-    measure("effective_rank_output", "rank out", "Effective rank of what the sparse layers made of it.", 1),
-    measure("specialisation", "speciali- sation", "Mutual information of first expert and token class, nats.", 3),
-    measure("expert_similarity_outputs", "alike", "Mean cosine of two experts’ outputs on the same tokens.", 3),
-    measure("expert_similarity_weights", "alike, weights", "Mean cosine of two experts’ weights.", 3),
-    measure("inter_run_agreement", "seeds agree", "Normalised mutual information of two seeds’ first experts, whatever the experts are called.", 3),
-    measure("steps_to_reference", "steps to ref.", "Steps until the validation loss is the one that the reference ends with; absent if a seed never gets there.", 0),
+    measure(
+        "effective_rank_output",
+        "rank out",
+        "Effective rank of what the sparse layers made of it.",
+        1,
+    ),
+    measure(
+        "specialisation",
+        "speciali- sation",
+        "Mutual information of first expert and token class, nats.",
+        3,
+    ),
+    measure(
+        "expert_similarity_outputs",
+        "alike",
+        "Mean cosine of two experts’ outputs on the same tokens.",
+        3,
+    ),
+    measure(
+        "expert_similarity_weights",
+        "alike, weights",
+        "Mean cosine of two experts’ weights.",
+        3,
+    ),
+    measure(
+        "inter_run_agreement",
+        "seeds agree",
+        "Normalised mutual information of two seeds’ first experts, whatever the experts are called.",
+        3,
+    ),
+    measure(
+        "steps_to_reference",
+        "steps to ref.",
+        "Steps until the validation loss is the one that the reference ends with; absent if a seed never gets there.",
+        0,
+    ),
 ];
 
 const fn measure(

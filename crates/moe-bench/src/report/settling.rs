@@ -52,16 +52,13 @@ fn panel(
     Ok(format!("<div><h3>{heading}</h3>{charts}</div>"))
 }
 
-fn chart(
-    courses: &[Course<'_, '_>],
-    frame: Frame,
-    (heading, title): (&str, &'static str),
-) -> Plot {
+fn chart(courses: &[Course<'_, '_>], frame: Frame, (heading, title): (&str, &'static str)) -> Plot {
     let values: Vec<f64> = courses.iter().flat_map(Course::late).collect();
     let top = robust_top(&values, 6.0);
     let range = hull(values.into_iter().filter(|value| *value <= top), 0.04);
     let ends = courses.iter().map(|c| format!("{} {:.3}", c.entry.name(), c.end()));
-    let label = format!("{heading} by training step. At the end: {}.", ends.collect::<Vec<_>>().join(", "));
+    let label =
+        format!("{heading} by training step. At the end: {}.", ends.collect::<Vec<_>>().join(", "));
     let x = Axis { range: step_range(courses, 0), title: "training step", show: plain };
     let mut plot = Plot::new(frame, label, x, Axis { range, title, show: plain });
     let (named, crowd): (Vec<_>, Vec<_>) =

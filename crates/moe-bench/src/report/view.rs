@@ -93,10 +93,7 @@ impl<'a> Entry<'a> {
     }
 
     /// A routing measure over steps, seeds brought together.
-    pub(super) fn routing_curve(
-        &self,
-        curve: fn(&RoutingMetrics) -> &[(u64, f64)],
-    ) -> Vec<Point> {
+    pub(super) fn routing_curve(&self, curve: fn(&RoutingMetrics) -> &[(u64, f64)]) -> Vec<Point> {
         let routing = self.runs.iter().filter_map(|run| run.metrics.routing.as_ref());
         over_seeds(&routing.map(curve).collect::<Vec<_>>())
     }

@@ -66,7 +66,8 @@ mod tests {
         ];
         let plane = PrincipalPlane::of((&x_nd + 3.0).view()).unwrap();
         assert!((plane.explained - 10.0 / 10.5).abs() < 1e-12);
-        let want_n2 = array![[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0], [0.0, 0.0], [0.0, 0.0]];
+        let want_n2 =
+            array![[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0], [0.0, 0.0], [0.0, 0.0]];
         let off = (&plane.xy_n2 - &want_n2).iter().fold(0.0f64, |most, off| most.max(off.abs()));
         assert!(off < 1e-12, "{:?}", plane.xy_n2);
     }

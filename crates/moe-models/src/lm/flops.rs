@@ -15,7 +15,8 @@ impl DecoderLm {
     pub fn flops(&self, store: &ParamStore, sequence: usize) -> f64 {
         let d = self.config.width as f64;
         let attention = 4.0 * d * d + self.attended(sequence) * d;
-        let dense: f64 = self.blocks.iter().filter_map(|block| block.dense()).map(|n| n.products()).sum();
+        let dense: f64 =
+            self.blocks.iter().filter_map(|block| block.dense()).map(|n| n.products()).sum();
         let bank = |experts: &crate::Experts| experts.products() * experts.count() as f64;
         let sparse: f64 = self.sparse_layers().map(|layer| bank(&layer.experts)).sum();
         let experts = sparse * self.active_share;
