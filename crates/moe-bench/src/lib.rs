@@ -4,7 +4,9 @@
 //! one process each, on equal terms; [`results`] is what it writes for other tools, [`table`] and
 //! [`report`] what it shows to people.
 
+pub mod between;
 pub mod cells;
+pub mod claims;
 pub mod cli;
 pub mod commands;
 pub mod compare;
@@ -23,6 +25,7 @@ pub mod log;
 pub mod method;
 pub mod overlay;
 pub mod papers;
+pub mod probe;
 pub mod recipe;
 pub mod report;
 pub mod results;
@@ -30,6 +33,7 @@ pub mod run;
 mod say;
 pub mod schema;
 pub mod speed;
+pub mod study;
 pub mod subject;
 pub mod summary;
 pub mod sweep;

@@ -4,6 +4,7 @@
 //! DIR/recipe.toml        as resolved
 //!     environment.json   commit, machine, versions
 //!     metrics.jsonl      a line per logged step and per evaluation
+//!     probe/             routes of the probe set at every evaluation
 //!     checkpoints/       step-000040/{model.safetensors,optimizer.safetensors,state.json}
 //!     result.json        written last: the measures of a finished run
 //! ```
@@ -20,7 +21,7 @@ use crate::worker::unless_stopped;
 use anyhow::{Context, Result};
 use moe_data::Split;
 use moe_routers::ParamStore;
-use moe_train::{Advance, Disk, EvalReport, Scored, StepReport, Trainer, checkpoint};
+use moe_train::{Advance, Disk, EvalReport, Scored, StepReport, Task, Trainer, checkpoint};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -172,6 +173,11 @@ impl Prepared {
         self.trainer.steps_taken()
     }
 
+    /// Model and data.
+    pub fn task(&self) -> &dyn Task {
+        self.trainer.task()
+    }
+
     /// What is trained, and how.
     pub fn recipe(&self) -> &Recipe {
         &self.recipe
@@ -228,8 +234,9 @@ impl Prepared {
         if step < self.recipe.train.steps || !log.has_eval(step) {
             return Ok(Outcome::Stopped(step));
         }
-        let metrics = self.metrics(&log);
-        let json = serde_json::to_string_pretty(&metrics)? + "\n";
+        let metrics = self.metrics(dir, &log)?;
+        let json = serde_json::to_string_pretty(&metrics)? + "
+";
         files::replace(&dir.result(), json.as_bytes())?;
         Ok(Outcome::Finished(Box::new(metrics)))
     }
@@ -305,7 +312,7 @@ impl Prepared {
         log: &mut Log,
         observe: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
-        let line = match self.evaluate(Split::Valid, self.batches()) {
+        let line = match self.evaluate_probed(dir, log.last_eval()) {
             Err(error) if is_stop(&error) => return Ok(()),
             line => line?,
         };
@@ -316,10 +323,6 @@ impl Prepared {
             self.save(dir)?;
         }
         Ok(())
-    }
-
-    fn batches(&self) -> Option<usize> {
-        Some(self.recipe.train.eval_batches).filter(|n| *n > 0)
     }
 
     /// Evaluates the present weights.
@@ -353,17 +356,23 @@ impl Prepared {
         let step = self.trainer.steps_taken();
         let bits_per_byte = self.subject.bits_per_byte(split, report.loss);
         let seconds = start.elapsed().as_secs_f64();
-        EvalLine { step, split: split.name().into(), bits_per_byte, seconds, report }
+        EvalLine { step, split: split.name().into(), bits_per_byte, seconds, report, probe: None }
     }
 
-    fn metrics(&self, log: &Log) -> Metrics {
+    fn metrics(&self, dir: &RunDir, log: &Log) -> Result<Metrics> {
         let tokens = self.subject.tokens_per_step(&self.recipe);
-        Metrics {
+        let mut metrics = Metrics {
             params_active: self.trainer.active_params() as u64,
             params_total: self.trainer.store().trainable_count() as u64,
             peak_memory_bytes: peak_memory_bytes(),
             ..log.summary(tokens)
+        };
+        if let Some(routing) = &mut metrics.routing {
+            let flops = self.task().inference_flops(self.trainer.store());
+            routing.inference_flops = routing.inference_flops.or(flops);
+            routing.keep(dir, self.steps_taken())?;
         }
+        Ok(metrics)
     }
 }
 
