@@ -93,7 +93,8 @@ fn routing(results: &Results) -> String {
     format!(
         "### Fluctuation, collapse, specialisation\n\n{table}\n\nOn the same validation tokens for every \
          router; means over sparse layers, ± sample standard deviation over seeds. RC: smaller is more \
-         collapsed."
+         collapsed; where routes have nothing to do with the input (`random`) there is little scatter between \
+         experts, and RC is large."
     )
 }
 
@@ -188,7 +189,8 @@ fn claims(results: &Results) -> String {
          seed; sign-flip test, Holm over the claims of this table. `held`: significant with the promised sign. \
          `opposite`: significant with the other. `not shown`: tested, no difference found, which is not the \
          same as none. `no verdict`: too few seeds for the number of claims. {failed} of {} claims did not \
-         hold here; models are small and training short, so that this says nothing about the papers' scale.",
+         hold here. What was not equal stands below; models are small and training short, so that this says \
+         nothing about the papers' scale.",
         found.len()
     )
 }

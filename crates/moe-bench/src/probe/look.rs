@@ -20,7 +20,7 @@ const MAP_POINTS: usize = 400;
 /// What one sparse layer did with the probe tokens.
 #[derive(Default)]
 pub(super) struct Seen {
-    /// Absent where the router mixes all tokens.
+    /// Absent where the router mixes all tokens, or has one expert only.
     pub(super) decisions: Option<Decisions>,
     /// Experts of the layer, idle ones included.
     experts: usize,
@@ -53,7 +53,9 @@ impl Look {
             seen.experts = trace.routing.plan.load_e().numel();
             seen.input.extend(flat(&trace.input_gtd));
             seen.output.extend(flat(&trace.output_gtd));
-            match (Decisions::of(&trace.routing), &mut seen.decisions) {
+            // A single expert leaves nothing to decide.
+            let decisions = Decisions::of(&trace.routing).filter(|_| seen.experts > 1);
+            match (decisions, &mut seen.decisions) {
                 (Some(new), Some(known)) => known.append(new),
                 (new, known) => *known = new,
             }
