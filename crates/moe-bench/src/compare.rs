@@ -15,7 +15,7 @@ use crate::worker::unless_stopped;
 use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use moe_routers::{Method, PAPERS};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -117,10 +117,11 @@ impl Comparison {
         let bars = Bars::new(&self.cells);
         let ends = self.pool.run(&self.cells, stop, &bars);
         bars.total.finish_and_clear();
-        let rows = self.rows(&ends);
+        let mut rows = self.rows(&ends);
         terms.unequal.extend(unequal_sizes(&rows));
         let judgements = Some(judge(&rows, &self.reference, &|router| self.causal(router)));
         let summary = summarise(&rows, judgements.as_ref());
+        slim(&mut rows);
         let (schema, preset) = (SCHEMA.into(), self.preset.clone());
         let results = Results { schema, environment, preset, terms, rows, summary, judgements };
         write(&self.out, &results)?;
@@ -140,6 +141,18 @@ impl Comparison {
         let place = |row: &Row| self.cells.iter().position(|cell| cell.router == row.router);
         rows.sort_by_key(|row| (place(row), row.seed));
         rows
+    }
+}
+
+/// Takes out what is summarised, or would be shown for one seed alone: every run's `result.json` has it.
+fn slim(rows: &mut [Row]) {
+    let mut mapped = BTreeSet::new();
+    for row in rows {
+        let Some(routing) = row.metrics.as_mut().and_then(|m| m.routing.as_mut()) else { continue };
+        routing.first_lt.clear();
+        if routing.map.is_some() && !mapped.insert(row.router.clone()) {
+            routing.map = None;
+        }
     }
 }
 

@@ -16,11 +16,14 @@ mod labels;
 mod leaderboard;
 mod load;
 mod losses;
+mod map;
 mod markup;
 mod notes;
 mod palette;
 mod robustness;
+mod routing;
 mod scale;
+mod settling;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -61,6 +64,9 @@ pub fn html_with(results: &Results, robust: Option<&Overview>) -> Result<String,
         cost::render(&view)?,
         load::render(&view),
         robust.unwrap_or_default(),
+        settling::render(&view)?,
+        routing::render(&view),
+        map::render(&view),
         notes::terms(&view),
         notes::failures(&view),
         notes::footer(&view),

@@ -10,7 +10,7 @@ use crate::evaluate::{EvalPlan, EvalReport, Scored, evaluate};
 use crate::task::{Draw, Task};
 use crate::trainer::TrainError;
 use moe_data::{Augment, ImageBatch, Images};
-use moe_models::{LayerTrace, Vit};
+use moe_models::{LayerTrace, MoeLayer, Vit};
 use moe_routers::{ParamStore, RouteCx};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
@@ -119,6 +119,10 @@ impl Task for ImageTask {
 
     fn as_images(&self) -> Option<&ImageTask> {
         Some(self)
+    }
+
+    fn sparse_layers(&self) -> Vec<&MoeLayer> {
+        self.model.sparse_layers().collect()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::record::{FILE, Robustness, Row};
 use super::{of_run, table};
-use crate::cells::Cell;
+use crate::cells::run_dir;
 use crate::cli::RobustArgs;
 use crate::results::Results;
 use crate::say::say;
@@ -103,7 +103,7 @@ pub(super) fn run(args: &RobustArgs, device: Device, stop: &Arc<AtomicBool>) -> 
         serde_json::from_str(&json).with_context(|| format!("cannot read {}", path.display()))?;
     let mut found = Vec::new();
     for row in results.rows.iter().filter(|row| row.metrics.is_some()) {
-        let dir = Cell::directory(&args.dir, &row.router, row.seed).0;
+        let dir = run_dir(&args.dir, &row.router, row.seed);
         let against = against(args, &results, (&row.router, row.seed));
         let of = || format!("{} seed {}", row.router, row.seed);
         let run = of_run(args, (&dir, against.as_deref()), device, stop).with_context(of)?;
@@ -131,7 +131,7 @@ fn against(args: &RobustArgs, results: &Results, (router, seed): (&str, u64)) ->
     let control = results.rows.iter().find(dense).filter(|_| router != DENSE && corrupts);
     // Text has no corruption error.
     let control = control.filter(|_| results.terms.tokenizer.starts_with("patches"));
-    let dense = control.map(|_| Cell::directory(&args.dir, DENSE, seed).0);
+    let dense = control.map(|_| run_dir(&args.dir, DENSE, seed));
     args.against.clone().or(dense)
 }
 
