@@ -29,6 +29,8 @@ enum Command {
     Eval(EvalArgs),
     /// Train several routers on the same data, seeds and compute, and compare them.
     Compare(CompareArgs),
+    /// Look at what the experts of a drawing model took for themselves: pictures, and one JSON of all numbers.
+    Analyse(AnalyseArgs),
     /// Look after checkpoints.
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
@@ -226,6 +228,28 @@ pub struct EvalArgs {
     pub machine: MachineArgs,
 }
 
+/// Flags of `moe analyse`.
+#[derive(Debug, Args)]
+pub struct AnalyseArgs {
+    /// Directory of a run whose recipe has `[vae]`.
+    pub run: PathBuf,
+    /// Directory of the pictures; `analysis` in the run if left out.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Put a setting over the run's recipe.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Which part of the data.
+    #[arg(long, value_enum, default_value_t = SplitArg::Test)]
+    pub split: SplitArg,
+    /// At most this many points of t-SNE, drawn at random.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(10..=100_000))]
+    pub points: u64,
+    /// Where to compute.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
 /// Flags of `moe gate`.
 #[derive(Debug, Args)]
 pub struct GateArgs {
@@ -372,6 +396,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Papers(args) => commands::papers(&args),
         Command::Train(args) => commands::train(&args),
         Command::Eval(args) => commands::eval(&args),
+        Command::Analyse(args) => crate::analyse::analyse(&args),
         Command::Compare(args) => commands::compare(&args),
         Command::Checkpoint(CheckpointCommand::Verify { dir }) => crate::verify::run(&dir),
         Command::Report { dir } => commands::report(&dir),

@@ -34,7 +34,11 @@ struct Data {
 /// # Errors
 /// A recipe or data that cannot be used.
 pub fn dry_run(args: &TrainArgs) -> Result<()> {
-    let found = look(&Recipe::read(&args.recipe, &args.sets)?)?;
+    let recipe = Recipe::read(&args.recipe, &args.sets)?;
+    if recipe.vae.is_some() {
+        return crate::vae_cost::dry_run(&recipe, args.json);
+    }
+    let found = look(&recipe)?;
     if args.json {
         return Ok(say(&(serde_json::to_string_pretty(&found)? + "\n"))?);
     }
