@@ -177,7 +177,7 @@ fn summary(analysis: &Analysis) -> String {
          experts {experts}, of which {} active; gate entropy {gate_entropy:.3}\n\
          mutual information {:.3} nats, normalised {:.3}; purity {:.3}\n\
          linear probe {:.3} on classes, {:.3} on experts\n\
-         t-SNE of {} points: divergence {:.3}\n",
+         t-SNE of {} points\n",
         measures.active_experts,
         measures.mutual_information,
         measures.normalised_mutual_information,
@@ -185,6 +185,5 @@ fn summary(analysis: &Analysis) -> String {
         measures.probe_class.accuracy,
         measures.probe_expert.accuracy,
         measures.tsne.xy.len(),
-        measures.tsne.divergence.unwrap_or(f64::NAN),
     )
 }

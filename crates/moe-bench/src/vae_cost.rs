@@ -2,8 +2,8 @@
 //!
 //! The model is built on a sketch, whose tensors have shapes and no memory. Bytes are four a value: weights,
 //! gradients and both moments of every parameter, and four times what convolutions write in a forward pass
-//! over a batch (output, activation, and the gradients of both). Three runs were within a factor of 1.5 of
-//! it (docs/log.md); no test holds it to a measured peak.
+//! over a batch (output, activation, and the gradients of both). Unverified: no test holds it to a measured
+//! peak.
 //! FLOPs of a training step are three forward passes: encoder, gate, and every decoder that runs.
 
 use crate::environment::peak_memory_bytes;

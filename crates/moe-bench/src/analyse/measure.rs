@@ -89,14 +89,13 @@ fn shuffled(n: usize, name: &'static str) -> Vec<usize> {
     order
 }
 
-/// A map of latents.
+/// A map of latents. What t-SNE minimises is left out: as bhtsne 0.7 approximates it, the same map has
+/// another value each time.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Embedding {
     pub(super) perplexity: f64,
     pub(super) iterations: usize,
     pub(super) seed: u64,
-    /// What t-SNE minimises, as the Barnes-Hut tree approximates it.
-    pub(super) divergence: Option<f64>,
     /// Points, and the image of the split that each is.
     pub(super) xy: Vec<[f64; 2]>,
     pub(super) image: Vec<usize>,
@@ -128,7 +127,6 @@ pub(super) fn embed(drawn: &Drawn, points: usize, bar: &ProgressBar) -> Embeddin
         perplexity,
         iterations: ITERATIONS,
         seed: SEED,
-        divergence: map.kl_divergence(),
         xy: map.embedding().chunks_exact(2).map(|point| [point[0], point[1]]).collect(),
         label: of(&drawn.label_n),
         expert: of(&drawn.expert_n),

@@ -43,8 +43,7 @@ pub(crate) const COLUMNS: &[Column] = &[
     Column {
         name: "perplexity",
         short: ["perplex-", "ity"],
-        legend: "exp(valid loss): how many equally likely tokens the model hesitates between; none where \
-                 the loss is a squared error.",
+        legend: "exp(valid loss): how many equally likely tokens the model hesitates between.",
         cell: |entry| match entry.metrics.get("valid_perplexity") {
             Some(spread) if spread.mean > MOST_TOKENS => absent(),
             _ => with_deviation(entry, "valid_perplexity", 2),
