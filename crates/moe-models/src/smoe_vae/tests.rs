@@ -2,10 +2,11 @@
 
 use super::*;
 use moe_routers::convert::{to_host, to_host1};
+use moe_routers::smoe_vae::networks::convolve;
 use moe_routers::smoe_vae::{Config, Objective, count, host};
 use moe_routers::tolerance::{relative_error, tolerance};
 use moe_routers::{Preset, SeededNoise, router_config};
-use ndarray::{Array2, Array3, Axis};
+use ndarray::{Array1, Array2, Array3, Array4, Axis};
 use tch::Device;
 
 const CONFIG: VaeConfig = VaeConfig {
@@ -203,4 +204,110 @@ fn sizes_out_of_range_name_their_key() {
     assert_eq!(refused(VaeConfig { experts: 5000, ..CONFIG }), "experts: 5000 is outside 1..=4096");
     let beta = refused(VaeConfig { beta: f64::NAN, ..CONFIG });
     assert_eq!(beta, "beta: NaN must be finite and at least 0");
+}
+
+/// Every bias at a value of its own: at zero, none would be missed.
+fn with_biases(store: &ParamStore) {
+    for (index, param) in (0_i32..).zip(store.entries().iter()) {
+        if param.name.ends_with("bias") {
+            let _ = tch::no_grad(|| param.tensor.shallow_clone().fill_(0.01 * f64::from(index)));
+        }
+    }
+}
+
+/// Kernels or a matrix, and its bias, by name.
+fn values(store: &ParamStore, name: &str) -> (Vec<f64>, Vec<i64>, Array1<f64>) {
+    let find = |part: &str| {
+        let name = format!("{name}.{part}");
+        let entries = store.entries();
+        entries.iter().find(|p| p.name == name).map(|p| p.tensor.shallow_clone()).expect("a name")
+    };
+    let weight = find("weight").detach();
+    let flat = Vec::try_from(weight.flatten(0, -1)).expect("numbers");
+    (flat, weight.size(), to_host1(&find("bias").detach()))
+}
+
+fn convolution(store: &ParamStore, name: &str) -> (Array4<f64>, Array1<f64>) {
+    let (flat, size, bias) = values(store, name);
+    let shape = (size[0] as usize, size[1] as usize, 3, 3);
+    (Array4::from_shape_vec(shape, flat).expect("3 x 3"), bias)
+}
+
+fn linear(store: &ParamStore, name: &str, x_bd: &Array2<f64>) -> Array2<f64> {
+    let (flat, size, bias) = values(store, name);
+    let shape = (size[0] as usize, size[1] as usize);
+    x_bd.dot(&Array2::from_shape_vec(shape, flat).expect("a matrix").t()) + bias
+}
+
+fn flat(x_bcrq: Array4<f64>) -> Array2<f64> {
+    let (b, c, r, q) = x_bcrq.dim();
+    x_bcrq.into_shape_with_order((b, c * r * q)).expect("channel-major")
+}
+
+fn double(x_bcrq: &Array4<f64>) -> Array4<f64> {
+    let (b, c, r, q) = x_bcrq.dim();
+    Array4::from_shape_fn((b, c, 2 * r, 2 * q), |(b, c, r, q)| x_bcrq[[b, c, r / 2, q / 2]])
+}
+
+fn elu(x: f64) -> f64 {
+    if x > 0.0 { x } else { x.exp() - 1.0 }
+}
+
+/// What stands before and behind a convolution: whether pixels are doubled, its stride, what follows.
+type Plain = (bool, usize, fn(f64) -> f64);
+
+fn carried(store: &ParamStore, root: &str, x: Array4<f64>, stages: &[Plain]) -> Array4<f64> {
+    stages.iter().enumerate().fold(x, |x, (index, (doubled, stride, then))| {
+        let x = if *doubled { double(&x) } else { x };
+        convolve(&x, &convolution(store, &format!("{root}conv{index}")), *stride).mapv(then)
+    })
+}
+
+#[track_caller]
+fn assert_same(got: &Tensor, want: &Array2<f64>) {
+    let bound = tolerance(Kind::Double).value;
+    let got = to_host(&got.detach());
+    assert_eq!(got.dim(), want.dim());
+    got.iter().zip(want).for_each(|(got, want)| assert_near("network", *got, *want, bound));
+}
+
+/// Both encoders and the decoders without transposed convolutions, layer by layer as the paper's code
+/// has them.
+#[test]
+fn networks_are_those_of_the_plain_form() {
+    let relu: fn(f64) -> f64 = |x| x.max(0.0);
+    let (elu, sigmoid): (fn(f64) -> f64, fn(f64) -> f64) = (elu, moe_core::score::sigmoid);
+    let (x_bcrq, _) = images();
+    let plain_x = Array4::from_shape_vec(
+        (5, 1, 28, 28),
+        Vec::try_from(x_bcrq.flatten(0, -1)).expect("numbers"),
+    );
+    let encoders: [(EncoderSize, &[Plain]); 2] = [
+        (EncoderSize::Medium, &[(false, 1, relu), (false, 2, relu), (false, 2, relu)]),
+        (EncoderSize::Lite, &[(false, 2, elu), (false, 2, elu)]),
+    ];
+    let plain_x = plain_x.expect("five images");
+    for (size, stages) in encoders {
+        let store = ParamStore::new(4, Device::Cpu, Kind::Double);
+        let encoder = Encoder::new(&store.root(), size, 4);
+        with_biases(&store);
+        let [mu_bz, logvar_bz] = encoder.forward(&x_bcrq);
+        let features = flat(carried(&store, "", plain_x.clone(), stages));
+        assert_same(&mu_bz, &linear(&store, "mu", &features));
+        assert_same(&logvar_bz, &linear(&store, "logvar", &features));
+    }
+    let decoders: [(DecoderSize, usize, &[Plain]); 2] = [
+        (DecoderSize::Lite, 8, &[(true, 1, elu), (true, 1, sigmoid)]),
+        (DecoderSize::Medium, 32, &[(true, 1, elu), (true, 1, elu), (false, 1, sigmoid)]),
+    ];
+    let z_bz = Array2::from_shape_fn((3, 4), |(b, z)| (b as f64 - 1.0) * 0.7 + z as f64 * 0.3);
+    let z: Vec<f64> = z_bz.iter().copied().collect();
+    for (size, channels, stages) in decoders {
+        let store = ParamStore::new(4, Device::Cpu, Kind::Double);
+        let decoder = Decoder::new(&store.root(), size, 4);
+        with_biases(&store);
+        let first = linear(&store, "fc", &z_bz).into_shape_with_order((3, channels, 7, 7));
+        let want = flat(carried(&store, "", first.expect("7 x 7"), stages));
+        assert_same(&decoder.forward(&Tensor::from_slice(&z).view([3, 4])), &want);
+    }
 }
