@@ -1,8 +1,8 @@
 //! The model against the release's sizes, and its losses against the plain form.
 
 use super::*;
-use moe_routers::convert::{to_host, to_host1};
-use moe_routers::smoe_vae::networks::convolve;
+use moe_routers::convert::{to_host, to_host1, to_tensor};
+use moe_routers::smoe_vae::networks::{decode_lite, encode_lite};
 use moe_routers::smoe_vae::{Config, Objective, count, host};
 use moe_routers::tolerance::{relative_error, tolerance};
 use moe_routers::{Preset, SeededNoise, router_config};
@@ -216,98 +216,93 @@ fn with_biases(store: &ParamStore) {
 }
 
 /// Kernels or a matrix, and its bias, by name.
-fn values(store: &ParamStore, name: &str) -> (Vec<f64>, Vec<i64>, Array1<f64>) {
+fn layer(store: &ParamStore, name: &str) -> (Tensor, Tensor) {
     let find = |part: &str| {
-        let name = format!("{name}.{part}");
-        let entries = store.entries();
-        entries.iter().find(|p| p.name == name).map(|p| p.tensor.shallow_clone()).expect("a name")
+        let (name, entries) = (format!("{name}.{part}"), store.entries());
+        let found = entries.iter().find(|param| param.name == name);
+        found.map(|param| param.tensor.detach()).expect("a name")
     };
-    let weight = find("weight").detach();
+    (find("weight"), find("bias"))
+}
+
+fn plain_convolution(store: &ParamStore, name: &str) -> (Array4<f64>, Array1<f64>) {
+    let (weight, bias) = layer(store, name);
+    let shape = (weight.size()[0] as usize, weight.size()[1] as usize, 3, 3);
     let flat = Vec::try_from(weight.flatten(0, -1)).expect("numbers");
-    (flat, weight.size(), to_host1(&find("bias").detach()))
+    (Array4::from_shape_vec(shape, flat).expect("3 x 3"), to_host1(&bias))
 }
 
-fn convolution(store: &ParamStore, name: &str) -> (Array4<f64>, Array1<f64>) {
-    let (flat, size, bias) = values(store, name);
-    let shape = (size[0] as usize, size[1] as usize, 3, 3);
-    (Array4::from_shape_vec(shape, flat).expect("3 x 3"), bias)
-}
-
-fn linear(store: &ParamStore, name: &str, x_bd: &Array2<f64>) -> Array2<f64> {
-    let (flat, size, bias) = values(store, name);
-    let shape = (size[0] as usize, size[1] as usize);
-    x_bd.dot(&Array2::from_shape_vec(shape, flat).expect("a matrix").t()) + bias
-}
-
-fn flat(x_bcrq: Array4<f64>) -> Array2<f64> {
-    let (b, c, r, q) = x_bcrq.dim();
-    x_bcrq.into_shape_with_order((b, c * r * q)).expect("channel-major")
-}
-
-fn double(x_bcrq: &Array4<f64>) -> Array4<f64> {
-    let (b, c, r, q) = x_bcrq.dim();
-    Array4::from_shape_fn((b, c, 2 * r, 2 * q), |(b, c, r, q)| x_bcrq[[b, c, r / 2, q / 2]])
-}
-
-fn elu(x: f64) -> f64 {
-    if x > 0.0 { x } else { x.exp() - 1.0 }
-}
-
-/// What stands before and behind a convolution: whether pixels are doubled, its stride, what follows.
-type Plain = (bool, usize, fn(f64) -> f64);
-
-fn carried(store: &ParamStore, root: &str, x: Array4<f64>, stages: &[Plain]) -> Array4<f64> {
-    stages.iter().enumerate().fold(x, |x, (index, (doubled, stride, then))| {
-        let x = if *doubled { double(&x) } else { x };
-        convolve(&x, &convolution(store, &format!("{root}conv{index}")), *stride).mapv(then)
-    })
+fn plain_linear(store: &ParamStore, name: &str) -> (Array2<f64>, Array1<f64>) {
+    let (weight, bias) = layer(store, name);
+    (to_host(&weight), to_host1(&bias))
 }
 
 #[track_caller]
-fn assert_same(got: &Tensor, want: &Array2<f64>) {
+fn assert_same(got: &Tensor, want: &Tensor) {
     let bound = tolerance(Kind::Double).value;
-    let got = to_host(&got.detach());
-    assert_eq!(got.dim(), want.dim());
-    got.iter().zip(want).for_each(|(got, want)| assert_near("network", *got, *want, bound));
+    assert!(got.detach().allclose(want, bound, bound, false), "{got} is not {want}");
 }
 
-/// Both encoders and the decoders without transposed convolutions, layer by layer as the paper's code
-/// has them.
+/// The release's `lite` pair against its plain form.
 #[test]
-fn networks_are_those_of_the_plain_form() {
-    let relu: fn(f64) -> f64 = |x| x.max(0.0);
-    let (elu, sigmoid): (fn(f64) -> f64, fn(f64) -> f64) = (elu, moe_core::score::sigmoid);
+fn lite_networks_are_those_of_the_plain_form() {
+    let store = ParamStore::new(4, Device::Cpu, Kind::Double);
+    let encoder = Encoder::new(&store.root(), EncoderSize::Lite, 4);
+    let decoder = Decoder::new(&store.root().child("d"), DecoderSize::Lite, 4);
+    with_biases(&store);
+    let x_bcrq = images().0.narrow(0, 0, 1);
+    let pixels = Vec::try_from(x_bcrq.flatten(0, -1)).expect("numbers");
+    let plain_x = Array4::from_shape_vec((1, 1, 28, 28), pixels).expect("an image");
+    let kernels = ["conv0", "conv1"].map(|name| plain_convolution(&store, name));
+    let heads = ["mu", "logvar"].map(|name| plain_linear(&store, name));
+    let want = encode_lite(&plain_x, &kernels, &heads);
+    let got = encoder.forward(&x_bcrq);
+    for (got, want) in got.iter().zip(&want) {
+        assert_same(got, &to_tensor(want.view(), got));
+    }
+    let kernels = ["d.conv0", "d.conv1"].map(|name| plain_convolution(&store, name));
+    let want = decode_lite(want[0].view(), &plain_linear(&store, "d.fc"), &kernels, 7);
+    let want = want.into_shape_with_order((1, 784)).expect("an image");
+    assert_same(&decoder.forward(&got[0]), &to_tensor(want.view(), &got[0]));
+}
+
+/// Encoder `medium`, decoders `medium` and `full`, layer by layer as the paper's code has them.
+#[test]
+fn larger_networks_layer_by_layer() {
+    let store = ParamStore::new(4, Device::Cpu, Kind::Double);
+    let encoder = Encoder::new(&store.root(), EncoderSize::Medium, 4);
+    let medium = Decoder::new(&store.root().child("m"), DecoderSize::Medium, 4);
+    let full = Decoder::new(&store.root().child("f"), DecoderSize::Full, 4);
+    with_biases(&store);
     let (x_bcrq, _) = images();
-    let plain_x = Array4::from_shape_vec(
-        (5, 1, 28, 28),
-        Vec::try_from(x_bcrq.flatten(0, -1)).expect("numbers"),
-    );
-    let encoders: [(EncoderSize, &[Plain]); 2] = [
-        (EncoderSize::Medium, &[(false, 1, relu), (false, 2, relu), (false, 2, relu)]),
-        (EncoderSize::Lite, &[(false, 2, elu), (false, 2, elu)]),
-    ];
-    let plain_x = plain_x.expect("five images");
-    for (size, stages) in encoders {
-        let store = ParamStore::new(4, Device::Cpu, Kind::Double);
-        let encoder = Encoder::new(&store.root(), size, 4);
-        with_biases(&store);
-        let [mu_bz, logvar_bz] = encoder.forward(&x_bcrq);
-        let features = flat(carried(&store, "", plain_x.clone(), stages));
-        assert_same(&mu_bz, &linear(&store, "mu", &features));
-        assert_same(&logvar_bz, &linear(&store, "logvar", &features));
-    }
-    let decoders: [(DecoderSize, usize, &[Plain]); 2] = [
-        (DecoderSize::Lite, 8, &[(true, 1, elu), (true, 1, sigmoid)]),
-        (DecoderSize::Medium, 32, &[(true, 1, elu), (true, 1, elu), (false, 1, sigmoid)]),
-    ];
-    let z_bz = Array2::from_shape_fn((3, 4), |(b, z)| (b as f64 - 1.0) * 0.7 + z as f64 * 0.3);
-    let z: Vec<f64> = z_bz.iter().copied().collect();
-    for (size, channels, stages) in decoders {
-        let store = ParamStore::new(4, Device::Cpu, Kind::Double);
-        let decoder = Decoder::new(&store.root(), size, 4);
-        with_biases(&store);
-        let first = linear(&store, "fc", &z_bz).into_shape_with_order((3, channels, 7, 7));
-        let want = flat(carried(&store, "", first.expect("7 x 7"), stages));
-        assert_same(&decoder.forward(&Tensor::from_slice(&z).view([3, 4])), &want);
-    }
+    let convolve = |x: &Tensor, name: &str, stride: i64| {
+        let (w, b) = layer(&store, name);
+        x.conv2d(&w, Some(&b), [stride, stride], [1, 1], [1, 1], 1)
+    };
+    let linear = |x: &Tensor, name: &str| {
+        let (w, b) = layer(&store, name);
+        x.matmul(&w.tr()) + b
+    };
+    let h = convolve(&x_bcrq, "conv0", 1).relu();
+    let h = convolve(&convolve(&h, "conv1", 2).relu(), "conv2", 2).relu().flatten(1, -1);
+    let [mu_bz, logvar_bz] = encoder.forward(&x_bcrq);
+    assert_same(&mu_bz, &linear(&h, "mu"));
+    assert_same(&logvar_bz, &linear(&h, "logvar"));
+
+    let z_bz = mu_bz.detach();
+    let double = |x: &Tensor| {
+        x.repeat_interleave_self_int(2, 2, None).repeat_interleave_self_int(2, 3, None)
+    };
+    let h = linear(&z_bz, "m.fc").view([5, 32, 7, 7]);
+    let h = convolve(&double(&h), "m.conv0", 1).elu();
+    let h = convolve(&double(&h), "m.conv1", 1).elu();
+    assert_same(&medium.forward(&z_bz), &convolve(&h, "m.conv2", 1).sigmoid().flatten(1, -1));
+
+    let transposed = |x: &Tensor, name: &str, stride: i64| {
+        let (w, b) = layer(&store, name);
+        x.conv_transpose2d(&w, Some(&b), [stride, stride], [1, 1], [0, 0], 1, [1, 1])
+    };
+    let h = linear(&z_bz, "f.fc").view([5, 128, 7, 7]);
+    let h = transposed(&transposed(&h, "f.conv0", 2).relu(), "f.conv1", 2).relu();
+    assert_same(&full.forward(&z_bz), &transposed(&h, "f.conv2", 1).sigmoid().flatten(1, -1));
 }
