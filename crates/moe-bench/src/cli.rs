@@ -32,6 +32,8 @@ enum Command {
     /// Evaluate a run, or every run of a comparison, on attacked text or damaged images, with the share of
     /// tokens that go to other experts.
     Robust(RobustArgs),
+    /// Look at what the experts of a drawing model took for themselves: pictures, and one JSON of all numbers.
+    Analyse(AnalyseArgs),
     /// Look after checkpoints.
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
@@ -282,6 +284,28 @@ pub struct RobustArgs {
     pub machine: MachineArgs,
 }
 
+/// Flags of `moe analyse`.
+#[derive(Debug, Args)]
+pub struct AnalyseArgs {
+    /// Directory of a run whose recipe has `[vae]`.
+    pub run: PathBuf,
+    /// Directory of the pictures; `analysis` in the run if left out.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Put a setting over the run's recipe.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Which part of the data.
+    #[arg(long, value_enum, default_value_t = SplitArg::Test)]
+    pub split: SplitArg,
+    /// At most this many points of t-SNE, drawn at random.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(10..=100_000))]
+    pub points: u64,
+    /// Where to compute.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
 /// Flags of `moe gate`.
 #[derive(Debug, Args)]
 pub struct GateArgs {
@@ -428,6 +452,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Papers(args) => commands::papers(&args),
         Command::Train(args) => commands::train(&args),
         Command::Eval(args) => commands::eval(&args),
+        Command::Analyse(args) => crate::analyse::analyse(&args),
         Command::Compare(args) => commands::compare(&args),
         Command::Robust(args) => crate::robust::run(&args),
         Command::Checkpoint(CheckpointCommand::Verify { dir }) => crate::verify::run(&dir),

@@ -86,7 +86,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     bar.finish_and_clear();
     match outcome {
         Outcome::Finished(metrics) => {
-            let text = recipe.vision.is_none();
+            let text = recipe.is_text();
             let perplexity = text.then(|| format!(", perplexity {:.2}", metrics.valid_perplexity));
             println!(
                 "{}: validation loss {:.4}{}, {:.0} tokens/s",
@@ -155,14 +155,16 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let (report, bits) = (&line.report, line.bits_per_byte);
     let unit = prepared.subject().unit();
     println!("step {}, {} split, {} {unit}", line.step, line.split, report.tokens);
-    if let Subject::Images(..) = prepared.subject() {
-        println!("loss {:.4} nats per image", report.loss);
-    } else {
-        println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
-        println!(
-            "bits per byte {}",
-            bits.map_or("undefined: the tokens lose text".into(), |b| format!("{b:.4}"))
-        );
+    match prepared.subject() {
+        Subject::Images(..) => println!("loss {:.4} nats per image", report.loss),
+        Subject::Drawings(..) => println!("squared error {:.4} per image", report.loss),
+        Subject::Text(_) => {
+            println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
+            println!(
+                "bits per byte {}",
+                bits.map_or("undefined: the tokens lose text".into(), |b| format!("{b:.4}"))
+            );
+        }
     }
     for (name, value) in &report.measures {
         println!("{} {}", name.replace('_', " "), crate::sweep::shown(name, *value));

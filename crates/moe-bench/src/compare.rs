@@ -37,6 +37,11 @@ pub const PRESETS: &[Preset] = &[
     Preset { name: "quick", recipe: include_str!("../../../recipes/quick.toml"), seeds: 3 },
     Preset { name: "standard", recipe: include_str!("../../../recipes/standard.toml"), seeds: 6 },
     Preset { name: "vision", recipe: include_str!("../../../recipes/vision.toml"), seeds: 3 },
+    Preset {
+        name: "smoe-vae",
+        recipe: include_str!("../../../recipes/smoe-vae/small.toml"),
+        seeds: 3,
+    },
 ];
 
 fn preset(name: &str) -> Result<&'static Preset, Misuse> {
@@ -81,7 +86,11 @@ impl Comparison {
         let mut sets = args.sets.clone();
         sets.extend(args.data.iter().map(|data| format!("data.source='{data}'")));
         let base = Recipe::parse(preset.recipe, &sets)?;
-        let routers = if args.routers.is_empty() { entered() } else { args.routers.clone() };
+        let routers = match args.routers.as_slice() {
+            [] if base.vae.is_some() => crate::vae::COMPARED.map(str::to_owned).to_vec(),
+            [] => entered(),
+            given => given.to_vec(),
+        };
         let reference = reference(args.reference.as_deref(), &routers)?;
         let out = args.out.clone().unwrap_or_else(|| default_out(preset.name));
         let cells = cells(&base, &routers, args.seeds.unwrap_or(preset.seeds), &out)?;

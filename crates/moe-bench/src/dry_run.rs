@@ -2,6 +2,7 @@
 
 use crate::cli::TrainArgs;
 use crate::environment::peak_memory_bytes;
+use crate::error::Misuse;
 use crate::estimate::{Estimate, estimate};
 use crate::recipe::Recipe;
 use crate::say::say;
@@ -36,7 +37,9 @@ impl Data {
         let [train, valid, test] =
             [Split::Train, Split::Valid, Split::Test].map(|split| match subject {
                 Subject::Text(text) => text.tokens(split).len(),
-                Subject::Images(images, _) => images.split(split).len(),
+                Subject::Images(images, _) | Subject::Drawings(images, _) => {
+                    images.split(split).len()
+                }
             });
         let (corpus, tokenizer) = (subject.name().to_owned(), subject.tokenizer());
         Self { corpus, tokenizer, unit: subject.unit(), train, valid, test }
@@ -48,7 +51,11 @@ impl Data {
 /// # Errors
 /// A recipe or data that cannot be used.
 pub fn dry_run(args: &TrainArgs) -> Result<()> {
-    let found = look(&Recipe::read(&args.recipe, &args.sets)?)?;
+    let recipe = Recipe::read(&args.recipe, &args.sets)?;
+    if recipe.vae.is_some() {
+        return crate::vae_cost::dry_run(&recipe, args.json);
+    }
+    let found = look(&recipe)?;
     if args.json {
         return Ok(say(&(serde_json::to_string_pretty(&found)? + "\n"))?);
     }
@@ -67,6 +74,8 @@ fn look(recipe: &Recipe) -> Result<DryRun> {
     recipe.check()?;
     let subject = Subject::open(&recipe)?;
     let data = Data::new(&subject);
-    let estimate = estimate(&recipe, subject.ends(), peak_memory_bytes())?;
+    let ends =
+        subject.ends().ok_or_else(|| Misuse::new("--dry-run: no estimate for these data"))?;
+    let estimate = estimate(&recipe, ends, peak_memory_bytes())?;
     Ok(DryRun { recipe, data, estimate })
 }

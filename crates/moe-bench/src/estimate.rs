@@ -292,7 +292,7 @@ impl Estimate {
 }
 
 /// `1.5 GiB`.
-fn size(bytes: f64) -> String {
+pub(crate) fn size(bytes: f64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes / 1024.0;
     let mut unit = 0;

@@ -4,6 +4,7 @@
 //! one process each, on equal terms; [`results`] is what it writes for other tools, [`table`] and
 //! [`report`] what it shows to people.
 
+pub mod analyse;
 pub mod between;
 pub mod cells;
 pub mod claims;
@@ -40,6 +41,8 @@ pub mod summary;
 pub mod sweep;
 pub mod table;
 pub mod terms;
+pub mod vae;
+pub mod vae_cost;
 pub mod verdict;
 pub mod verify;
 pub mod vision;

