@@ -18,6 +18,7 @@ pub mod schedule;
 mod shelf;
 pub mod task;
 pub mod tensors;
+pub mod text_task;
 pub mod trainer;
 
 pub use adamw::{AdamW, AdamWConfig};
@@ -29,4 +30,5 @@ pub use guard::NonFinite;
 pub use image_task::ImageTask;
 pub use schedule::{Decay, Schedule};
 pub use task::{Draw, LmTask, Task};
+pub use text_task::{Frozen, TextTask};
 pub use trainer::{Advance, StepReport, TrainConfig, TrainError, Trainer};

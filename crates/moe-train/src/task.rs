@@ -7,6 +7,7 @@ use crate::trainer::TrainError;
 use moe_data::{Split, TokenBatch, TokenStream};
 use moe_models::{DecoderLm, LayerTrace, Memory};
 use moe_routers::{ParamStore, RouteCx};
+use ndarray::Array2;
 use std::cell::RefCell;
 use std::fmt::Debug;
 use std::ops::Range;
@@ -34,6 +35,9 @@ impl Draw {
     }
 }
 
+/// Measure of a batch that is part of the FLOPs of a token.
+const OUTPUT: &str = "output_products";
+
 /// A model with its data. What its parameters hold lies in the run's [`ParamStore`].
 pub trait Task: Debug {
     /// The mean loss of a micro batch ([`Draw::rows`] of the step's batch) without what routers add to it,
@@ -55,6 +59,19 @@ pub trait Task: Debug {
 
     /// Parameters that one token uses: all but the experts it does not visit.
     fn active_params(&self, store: &ParamStore) -> usize;
+
+    /// What the last linear map reads of these items of a split, `[n, d]`; `None` where it reads no item
+    /// whole.
+    ///
+    /// # Errors
+    /// Data that make no batch, or a router that refuses.
+    fn features(
+        &self,
+        _split: Split,
+        _places: &[usize],
+    ) -> Result<Option<Array2<f64>>, TrainError> {
+        Ok(None)
+    }
 
     /// Tensors beside the weights that the next step depends on, by name; resuming writes into them.
     fn state(&self) -> Vec<(String, Tensor)> {
@@ -113,10 +130,16 @@ impl LmTask {
         batches: impl Iterator<Item = TokenBatch>,
         mut memory: Memory,
     ) -> Result<EvalReport, TrainError> {
-        evaluate(plan, batches.map(|batch| self.to_device(&batch)), |[x_bt, y_bt], cx| {
+        let batches = batches.map(|batch| self.to_device(&batch));
+        let mut report = evaluate(plan, batches, |[x_bt, y_bt], cx| {
             let (loss, traces) = self.model.loss_after(&mut memory, x_bt, y_bt, cx)?;
-            Ok(Scored { loss, count: y_bt.numel(), traces, measures: Vec::new() })
-        })
+            let measures = vec![(OUTPUT, self.model.output_products(y_bt))];
+            Ok(Scored { loss, count: y_bt.numel(), traces, measures })
+        })?;
+        let output = report.measures.remove(OUTPUT).unwrap_or_default();
+        let flops = self.model.flops(&report.rows_per_target(), self.sequence, output);
+        report.measures.insert("flops_per_token".into(), flops);
+        Ok(report)
     }
 
     /// A host batch of token ids and targets on the device, each `[b, t]`.

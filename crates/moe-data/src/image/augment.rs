@@ -9,7 +9,7 @@ use rand_distr::{Beta, Distribution};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::order::{below, draws};
+use crate::order::{below, draws};
 use super::randaugment::RandAugment;
 use super::set::{ImageSet, ImageSize};
 

@@ -14,7 +14,6 @@ mod idx;
 mod layout;
 mod npy;
 mod operations;
-mod order;
 mod png_rows;
 mod randaugment;
 mod set;

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::operations as color;
-use super::order::below;
+use crate::order::below;
 use super::set::ImageSize;
 use super::warp::Warp;
 
@@ -133,7 +133,7 @@ impl RandAugment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::order::draws;
+    use crate::order::draws;
 
     const SIZE: ImageSize = ImageSize { channels: 3, height: 36, width: 40 };
 
