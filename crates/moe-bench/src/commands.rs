@@ -15,7 +15,6 @@ use crate::recipe::Recipe;
 use crate::results::Results;
 use crate::run::{Event, Outcome, RunDir, load, prepare};
 use crate::say::say;
-use crate::subject::Subject;
 use crate::table::{Style, render};
 use crate::{data, papers, worker};
 use anyhow::{Context, Result, ensure};
@@ -86,13 +85,15 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     bar.finish_and_clear();
     match outcome {
         Outcome::Finished(metrics) => {
-            let text = recipe.vision.is_none();
+            let text = recipe.is_language_model();
             let perplexity = text.then(|| format!(", perplexity {:.2}", metrics.valid_perplexity));
+            let accuracy = metrics.valid_accuracy.map(|share| format!(", accuracy {share:.4}"));
             println!(
-                "{}: validation loss {:.4}{}, {:.0} tokens/s",
+                "{}: validation loss {:.4}{}{}, {:.0} tokens/s",
                 dir.0.display(),
                 metrics.valid_loss,
                 perplexity.unwrap_or_default(),
+                accuracy.unwrap_or_default(),
                 metrics.tokens_per_second
             );
         }
@@ -141,6 +142,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if !args.sweeps.is_empty() {
         return crate::sweep::sweep(args, &stop);
     }
+    if !args.few_shot.is_empty() {
+        return crate::few_shot::evaluate(args, &stop);
+    }
     let device = args.machine.ready()?;
     let prepared = load(&args.run, &args.sets, device, &stop)?;
     let split = args.split.into();
@@ -155,8 +159,8 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let (report, bits) = (&line.report, line.bits_per_byte);
     let unit = prepared.subject().unit();
     println!("step {}, {} split, {} {unit}", line.step, line.split, report.tokens);
-    if let Subject::Images(..) = prepared.subject() {
-        println!("loss {:.4} nats per image", report.loss);
+    if !prepared.recipe().is_language_model() {
+        println!("loss {:.4} nats per {}", report.loss, unit.trim_end_matches('s'));
     } else {
         println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
         println!(

@@ -27,13 +27,14 @@
 //! token multiplies every matrix once, 2 FLOPs a value, of the experts its share; and `4 t d` in
 //! every layer's attention, or with a span of `l`, whose keys and values are computed again for the memory,
 //! `(6 l + 4 t) d + 4 d^2 l / t`. What a rule computes besides its matrices (similarities between tokens,
-//! sorting) is not in it.
+//! sorting) is not in it, and of an adaptive softmax the head alone: how many targets fall into its tails
+//! depends on the text.
 //!
 //! Axis letters: `b` batch, `t` tokens, `d` width, `e` experts, `v` vocabulary.
 
 use crate::error::Misuse;
 use crate::recipe::Recipe;
-use moe_models::{DecoderLm, LmConfig, Rules, head};
+use moe_models::{DecoderLm, LmConfig, Rules, TextClassifier, TextPool, head};
 use moe_routers::{ParamStore, Role, RouterConfig};
 use serde::Serialize;
 use tch::Kind;
@@ -117,12 +118,21 @@ impl Parts {
     }
 }
 
-/// The cost of `recipe` over a vocabulary of `vocabulary` ids, in a process that has `process` bytes
-/// before the model is built.
+/// What a model of texts begins and ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    /// Number of token ids.
+    pub vocabulary: usize,
+    /// Classes of a classifier; `None` for the output layer of a language model.
+    pub classes: Option<usize>,
+}
+
+/// The cost of `recipe` between these `ends`, in a process that has `process` bytes before the model is
+/// built.
 ///
 /// # Errors
 /// A recipe that cannot be used.
-pub fn estimate(recipe: &Recipe, vocabulary: usize, process: u64) -> Result<Estimate, Misuse> {
+pub fn estimate(recipe: &Recipe, ends: Ends, process: u64) -> Result<Estimate, Misuse> {
     let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
     let rules = Rules {
         router: router.as_ref(),
@@ -131,12 +141,11 @@ pub fn estimate(recipe: &Recipe, vocabulary: usize, process: u64) -> Result<Esti
         losses: recipe.losses,
     };
     let store = ParamStore::sketch(Kind::Float);
-    let model = DecoderLm::new(&store, &recipe.model, &rules, vocabulary as i64)
-        .map_err(|e| Misuse::recipe("model", e))?;
+    let params_active = active_params(&store, recipe, &rules, ends)?;
     if let Some(tensor) = store.oversized() {
         return Err(Misuse::recipe("model", format!("{tensor} is too large for any machine")));
     }
-    let sizes = Sizes::new(recipe, router.as_ref(), vocabulary);
+    let sizes = Sizes::new(recipe, router.as_ref(), ends);
     let (mut params, mut buffers) = (Parts::default(), 0);
     for param in store.entries().iter() {
         let values = param.tensor.numel() as u64;
@@ -147,15 +156,34 @@ pub fn estimate(recipe: &Recipe, vocabulary: usize, process: u64) -> Result<Esti
     }
     let params_total = store.trainable_count() as u64;
     Ok(Estimate {
-        vocabulary,
+        vocabulary: ends.vocabulary,
         params_total,
-        params_active: model.active_params(&store) as u64,
+        params_active: params_active as u64,
         buffers,
         params,
         memory_bytes: sizes.memory(params_total, buffers, params.experts, process),
         flops_per_step: sizes.flops(&store),
         tokens_per_step: sizes.tokens as u64,
     })
+}
+
+/// Builds the model in `store`; the learned values that one token uses.
+fn active_params(
+    store: &ParamStore,
+    recipe: &Recipe,
+    rules: &Rules<'_>,
+    Ends { vocabulary, classes }: Ends,
+) -> Result<usize, Misuse> {
+    let (config, ids) = (&recipe.model, vocabulary as i64);
+    let refused = |error| Misuse::recipe("model", error);
+    match classes {
+        None => Ok(DecoderLm::new(store, config, rules, ids).map_err(refused)?.active_params(store)),
+        Some(classes) => {
+            let ends = (ids, classes as i64);
+            let model = TextClassifier::new(store, config, rules, ends, TextPool::Mean);
+            Ok(model.map_err(|e| Misuse::recipe(e.key, e.reason))?.trunk().active_params(store))
+        }
+    }
 }
 
 /// What the formulas read.
@@ -168,11 +196,11 @@ struct Sizes<'a> {
     hidden: f64,
     tokens: f64,
     sequence: f64,
-    vocabulary: f64,
+    ends: Ends,
 }
 
 impl<'a> Sizes<'a> {
-    fn new(recipe: &'a Recipe, router: &dyn RouterConfig, vocabulary: usize) -> Self {
+    fn new(recipe: &'a Recipe, router: &dyn RouterConfig, ends: Ends) -> Self {
         let (model, train) = (&recipe.model, &recipe.train);
         let experts = model.experts as usize;
         let visited = router.trained_experts(experts);
@@ -183,7 +211,7 @@ impl<'a> Sizes<'a> {
             hidden: visited * model.hidden_of_expert(router) as f64,
             tokens: train.batch as f64 * train.sequence as f64,
             sequence: train.sequence as f64,
-            vocabulary: vocabulary as f64,
+            ends,
         }
     }
 
@@ -231,12 +259,40 @@ impl<'a> Sizes<'a> {
     fn scratch(&self) -> f64 {
         let chunk = self.tokens.min(head::CHUNK as f64);
         let width = self.model.width as f64;
-        5.0 * chunk * self.vocabulary + (3.0 * self.vocabulary + 2.0 * self.tokens) * width
+        let vocabulary = if self.ends.classes.is_some() { 0.0 } else { self.ends.vocabulary as f64 };
+        5.0 * chunk * self.scored() + (3.0 * vocabulary + 2.0 * self.tokens) * width
+    }
+
+    /// Ids or classes of the largest softmax.
+    fn scored(&self) -> f64 {
+        let whole = self.ends.classes.unwrap_or(self.ends.vocabulary) as f64;
+        let Some(softmax) = self.model.softmax.as_ref().filter(|_| self.ends.classes.is_none())
+        else {
+            return whole;
+        };
+        let cuts = [0.0].into_iter().chain(softmax.adaptive.iter().map(|cut| *cut as f64));
+        let cuts: Vec<f64> = cuts.chain([whole]).collect();
+        let largest = cuts.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
+        largest.max(cuts[1] + softmax.adaptive.len() as f64)
+    }
+
+    /// Values of the output layer that are no matrix of their own: a token meets the embedding once more
+    /// where it is tied, and the head of an adaptive softmax.
+    fn output(&self) -> f64 {
+        let width = self.model.width as f64;
+        match &self.model.softmax {
+            _ if self.ends.classes.is_some() => 0.0,
+            Some(softmax) => (softmax.adaptive[0] as f64 + softmax.adaptive.len() as f64) * width,
+            None if self.model.tied_embedding => self.ends.vocabulary as f64 * width,
+            None => 0.0,
+        }
     }
 
     /// Of a training step.
     fn flops(&self, store: &ParamStore) -> f64 {
-        let multiplied = |name: &str| !TABLES.iter().any(|table| name.ends_with(table));
+        let clustered = |name: &str| name.starts_with("embedding.") || name.starts_with("head.");
+        let table = |name: &str| TABLES.iter().any(|table| name.ends_with(table));
+        let multiplied = |name: &str| !table(name) && !clustered(name);
         let entries = store.entries();
         let matrices = entries.iter().filter(|p| p.tensor.dim() > 1 && multiplied(&p.name));
         let values: f64 = matrices
@@ -245,10 +301,8 @@ impl<'a> Sizes<'a> {
                 p.tensor.numel() as f64 * if bank { self.share } else { 1.0 }
             })
             .sum();
-        let width = self.model.width as f64;
-        let tied = if self.model.tied_embedding { self.vocabulary * width } else { 0.0 };
         let attention = self.attention_flops() * self.model.layers as f64;
-        3.0 * self.tokens * (2.0 * (values + tied) + attention)
+        3.0 * self.tokens * (2.0 * (values + self.output()) + attention)
     }
 }
 
@@ -304,6 +358,7 @@ mod tests {
     use tch::Device;
 
     const VOCABULARY: usize = 256;
+    const ENDS: Ends = Ends { vocabulary: VOCABULARY, classes: None };
 
     fn recipe(router: &str, more: &[&str]) -> Recipe {
         let sizes = ["model.width=16", "model.experts=4", "model.active_hidden=24"];
@@ -328,7 +383,7 @@ mod tests {
 
     #[track_caller]
     fn assert_counts(recipe: &Recipe) {
-        let found = estimate(recipe, VOCABULARY, 0).unwrap();
+        let found = estimate(recipe, ENDS, 0).unwrap();
         let counts = [found.params_total, found.params_active, found.buffers];
         assert_eq!(counts, built(recipe), "{}", recipe.to_toml());
         let Parts { outer, attention, dense, experts, routers } = found.params;
@@ -361,6 +416,7 @@ mod tests {
             "residual=momentum",
             "model.dense_activation=geglu",
             "model.span=7",
+            "model.softmax={ adaptive = [20, 50] }",
         ] {
             assert_counts(&recipe("switch", &[more]));
         }
@@ -374,7 +430,7 @@ mod tests {
         let text = "router = 'switch'\n[model]\nwidth = 2\nlayers = 1\nheads = 1\nmoe_every = 1\n\
             experts = 2\nactive_hidden = 3\nbias = false\n[train]\nbatch = 2\nsequence = 5";
         let recipe = Recipe::parse(text, &[]).unwrap().resolved().unwrap();
-        assert_eq!(estimate(&recipe, 4, 0).unwrap().flops_per_step, 3600.0);
+        assert_eq!(estimate(&recipe, Ends { vocabulary: 4, ..ENDS }, 0).unwrap().flops_per_step, 3600.0);
     }
 
     /// The same with a span of 10: (60 + 20) * 2 + 4 * 4 * 10 / 5 = 192 in attention in the place of 40, and
@@ -384,14 +440,28 @@ mod tests {
         let text = "router = 'switch'\n[model]\nwidth = 2\nlayers = 1\nheads = 1\nmoe_every = 1\nspan = 10\n\
             experts = 2\nactive_hidden = 3\nbias = false\n[train]\nbatch = 2\nsequence = 5";
         let recipe = Recipe::parse(text, &[]).unwrap().resolved().unwrap();
-        assert_eq!(estimate(&recipe, 4, 0).unwrap().flops_per_step, 3.0 * (80.0 + 192.0) * 10.0);
+        assert_eq!(estimate(&recipe, Ends { vocabulary: 4, ..ENDS }, 0).unwrap().flops_per_step, 3.0 * (80.0 + 192.0) * 10.0);
+    }
+
+    /// The same with two classes in the place of the ids' output layer: 32 + 4 values, and 40 of attention.
+    #[test]
+    fn work_of_a_classifier_by_hand() {
+        let text = "router = 'switch'\n[model]\nwidth = 2\nlayers = 1\nheads = 1\nmoe_every = 1\n\
+            experts = 2\nactive_hidden = 3\nbias = false\n[train]\nbatch = 2\nsequence = 5";
+        let recipe = Recipe::parse(text, &[]).unwrap().resolved().unwrap();
+        let ends = Ends { vocabulary: 4, classes: Some(2) };
+        let found = estimate(&recipe, ends, 0).unwrap();
+        assert_eq!(found.flops_per_step, 3.0 * (2.0 * 36.0 + 40.0) * 10.0);
+        let without = estimate(&recipe, Ends { classes: None, ..ends }, 0).unwrap();
+        // The classifier's map and bias.
+        assert_eq!(found.params_total, without.params_total + 4 + 2);
     }
 
     /// Weights and moments scale with the model, activations with the batch.
     #[test]
     fn memory_by_hand() {
-        let one = estimate(&recipe("switch", &["train.batch=4"]), VOCABULARY, 7).unwrap();
-        let two = estimate(&recipe("switch", &["train.batch=8"]), VOCABULARY, 7).unwrap();
+        let one = estimate(&recipe("switch", &["train.batch=4"]), ENDS, 7).unwrap();
+        let two = estimate(&recipe("switch", &["train.batch=8"]), ENDS, 7).unwrap();
         let (memory, learned) = (one.memory_bytes, one.params_total as f64 * 4.0);
         assert_eq!(
             (memory.gradients, memory.moments, memory.process),
@@ -402,7 +472,7 @@ mod tests {
         assert!(memory.checkpoint < memory.activations + memory.scratch);
         let parts = memory.weights + memory.gradients + memory.moments + memory.activations;
         assert_eq!(memory.total, parts + memory.scratch + memory.process);
-        let small = estimate(&recipe("switch", &["train.batch=1", "train.sequence=1"]), 9, 0);
+        let small = estimate(&recipe("switch", &["train.batch=1", "train.sequence=1"]), Ends { vocabulary: 9, ..ENDS }, 0);
         let small = small.unwrap().memory_bytes;
         let resident = small.weights + small.gradients + small.moments;
         assert_eq!(small.total, resident + small.checkpoint);
@@ -413,11 +483,11 @@ mod tests {
     #[test]
     fn size_is_no_obstacle() {
         let huge = ["model.width=65536", "model.experts=256", "model.active_hidden=131072"];
-        let found = estimate(&recipe("switch", &huge), VOCABULARY, 0).unwrap();
+        let found = estimate(&recipe("switch", &huge), ENDS, 0).unwrap();
         assert!(found.params_total > 1_000_000_000_000, "{found:?}");
         assert!(found.render().contains("TiB"), "{}", found.render());
         let slots = ["router.slots_per_expert=4294967296", "model.experts=65536"];
-        let error = estimate(&recipe("soft-moe", &slots), VOCABULARY, 0).unwrap_err().to_string();
+        let error = estimate(&recipe("soft-moe", &slots), ENDS, 0).unwrap_err().to_string();
         let want =
             "model: layers.1.router.phi of [16, 281474976710656] is too large for any machine";
         assert_eq!(error, want);

@@ -5,6 +5,7 @@
 //! [`report`] what it shows to people.
 
 pub mod cells;
+pub mod classify;
 pub mod cli;
 pub mod commands;
 pub mod compare;
@@ -15,6 +16,7 @@ pub mod dry_run;
 pub mod environment;
 pub mod error;
 pub mod estimate;
+pub mod few_shot;
 pub mod gate;
 pub mod inspect;
 pub mod limits;

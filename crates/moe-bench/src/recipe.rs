@@ -19,8 +19,10 @@
 //! ```
 //!
 //! A key that is left out has its default; a key that does not exist is an error that names it. With a
-//! section `[vision]` ([`crate::vision`]) the model classifies images instead of predicting text.
+//! section `[vision]` ([`crate::vision`]) the model classifies images instead of predicting text, with a section
+//! `[classify]` ([`crate::classify`]) texts.
 
+use crate::classify::ClassifyRecipe;
 use crate::error::Misuse;
 use crate::method::MethodRecipe;
 use crate::vision::{self, VisionRecipe};
@@ -58,6 +60,9 @@ pub struct Recipe {
     /// What an image classifier has besides; absent for a language model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vision: Option<VisionRecipe>,
+    /// The fine-tuning of a language model into a classifier of texts; absent for any other model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classify: Option<ClassifyRecipe>,
     /// The training.
     pub train: TrainConfig,
 }
@@ -73,6 +78,7 @@ impl Default for Recipe {
             data: DataRecipe::default(),
             model: LmConfig::default(),
             vision: None,
+            classify: None,
             train: TrainConfig::default(),
         }
     }
@@ -83,7 +89,8 @@ impl Default for Recipe {
 #[serde(deny_unknown_fields, default)]
 pub struct DataRecipe {
     /// A built-in name, a text file, or a directory in WikiText layout; with `vision`, a built-in set of
-    /// images, or a directory in one of the layouts of [`moe_data::Images::open`].
+    /// images, or a directory in one of the layouts of [`moe_data::Images::open`]; with `classify`, the
+    /// directory of the labelled texts.
     pub source: String,
     /// How text becomes tokens.
     pub tokenizer: TokenizerSpec,
@@ -242,6 +249,7 @@ impl Recipe {
         let sparse = self.trunk()?.sparse_layers();
         self.residual.residual()?.check(sparse).map_err(|e| Misuse::recipe("residual", e))?;
         self.capacity()?;
+        self.classify.as_ref().map_or(Ok(()), |classify| classify.check(self))?;
         self.vision.as_ref().map_or(Ok(()), |vision| vision.check(self))
     }
 
@@ -315,6 +323,12 @@ impl Recipe {
         let mut found = Vec::new();
         crate::overlay::differences("", Some(&free(self)), Some(&free(other)), &mut found);
         found
+    }
+
+    /// Whether the model predicts the next token of a text: its loss has a perplexity, and a router that sees
+    /// later tokens has an advantage.
+    pub fn is_language_model(&self) -> bool {
+        self.vision.is_none() && self.classify.is_none()
     }
 
     /// As TOML.

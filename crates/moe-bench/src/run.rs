@@ -139,8 +139,8 @@ pub fn prepare(recipe: &Recipe, device: Device, stop: &Arc<AtomicBool>) -> Resul
     let source = recipe.clone();
     let subject = unless_stopped(stop, move || Subject::open(&source))?;
     // Refuses what could not even be numbered, before libtorch is asked for it.
-    if let Subject::Text(text) = &subject {
-        crate::estimate::estimate(&recipe, text.vocab_size(), 0)?;
+    if let Some(ends) = subject.ends() {
+        crate::estimate::estimate(&recipe, ends, 0)?;
     }
     limits::within(&recipe.clone(), || build(recipe, subject, device, stop))
 }
@@ -228,7 +228,7 @@ impl Prepared {
     }
 
     /// Resumes from the newest checkpoint if asked to and if there is one, and says what an interrupted
-    /// save left.
+    /// save left; fine-tuning otherwise begins with the language model's weights.
     fn go_on(
         &mut self,
         dir: &RunDir,
@@ -241,6 +241,8 @@ impl Prepared {
         if let Some(newest) = checkpoint::latest(&dir.checkpoints())?.filter(|_| resume) {
             self.trainer.resume(&newest)?;
             self.saved = Some(self.trainer.steps_taken());
+        } else if let Some(classify) = &self.recipe.classify {
+            observe(Event::Note(&classify.start(&self.recipe, &mut self.trainer)?));
         }
         Ok(())
     }

@@ -1,13 +1,15 @@
 //! What a recipe is about: its data, and the task that is made of data and model.
 
+use crate::classify::Labelled;
 use crate::error::Misuse;
+use crate::estimate::Ends;
 use crate::recipe::Recipe;
 use crate::vision::VisionRecipe;
 use anyhow::Result;
 use moe_data::{Images, Split, TokenStream};
-use moe_models::{DecoderLm, ImageSpec, Rules, Vit};
+use moe_models::{DecoderLm, ImageSpec, Rules, TextClassifier, Vit};
 use moe_routers::ParamStore;
-use moe_train::{ImageTask, LmTask, Task};
+use moe_train::{ImageTask, LmTask, Task, TextTask};
 use std::sync::Arc;
 use tch::Device;
 
@@ -18,6 +20,8 @@ pub enum Subject {
     Text(Arc<TokenStream>),
     /// Images, for a classifier.
     Images(Arc<Images>, VisionRecipe),
+    /// Labelled texts, for a classifier that a language model becomes.
+    Labelled(Labelled),
 }
 
 impl Subject {
@@ -26,6 +30,9 @@ impl Subject {
     /// # Errors
     /// A source that cannot be read, or that is cut in no way the recipe says.
     pub fn open(recipe: &Recipe) -> Result<Self, Misuse> {
+        if let Some(classify) = &recipe.classify {
+            return Ok(Self::Labelled(classify.open(recipe)?));
+        }
         let Some(vision) = &recipe.vision else {
             return Ok(Self::Text(Arc::new(recipe.data.open()?)));
         };
@@ -68,6 +75,24 @@ impl Subject {
                 let how = (train.batch, vision.augment.clone());
                 Ok(Box::new(ImageTask::new(model, Arc::clone(images), how, device)))
             }
+            Self::Labelled(Labelled { texts, vocabulary, recipe: classify, .. }) => {
+                let ends = (*vocabulary as i64, texts.classes().len() as i64);
+                let model = TextClassifier::new(store, &recipe.model, &rules, ends, classify.pool);
+                let model = model.map_err(|e| Misuse::recipe(e.key, e.reason))?;
+                let how = (train.batch, classify.freeze.as_slice());
+                Ok(Box::new(TextTask::new(model, Arc::clone(texts), how, store, device)))
+            }
+        }
+    }
+
+    /// What a model of texts begins and ends with; `None` for images.
+    pub fn ends(&self) -> Option<Ends> {
+        match self {
+            Self::Text(text) => Some(Ends { vocabulary: text.vocab_size(), classes: None }),
+            Self::Images(..) => None,
+            Self::Labelled(Labelled { texts, vocabulary, .. }) => {
+                Some(Ends { vocabulary: *vocabulary, classes: Some(texts.classes().len()) })
+            }
         }
     }
 
@@ -76,6 +101,7 @@ impl Subject {
         match self {
             Self::Text(text) => text.corpus(),
             Self::Images(images, _) => images.name(),
+            Self::Labelled(labelled) => labelled.texts.name(),
         }
     }
 
@@ -84,10 +110,11 @@ impl Subject {
         match self {
             Self::Text(text) => text.tokenizer().name().into(),
             Self::Images(_, vision) => format!("patches of {0} x {0}", vision.patch),
+            Self::Labelled(labelled) => labelled.tokenizer.into(),
         }
     }
 
-    /// Tokens of a training batch.
+    /// Tokens of a training batch; of texts as many as they have on average.
     pub fn tokens_per_step(&self, recipe: &Recipe) -> usize {
         let tokens = match self {
             Self::Text(_) => recipe.train.sequence,
@@ -95,6 +122,7 @@ impl Subject {
                 let [_, h, w] = spec(images).chw;
                 vision.vit().tokens(h, w) as usize
             }
+            Self::Labelled(labelled) => labelled.texts.mean_tokens().round() as usize,
         };
         recipe.train.batch * tokens
     }
@@ -104,6 +132,7 @@ impl Subject {
         match self {
             Self::Text(_) => "tokens",
             Self::Images(..) => "images",
+            Self::Labelled(_) => "texts",
         }
     }
 
@@ -112,6 +141,7 @@ impl Subject {
         match self {
             Self::Text(text) => text.unigram_nll(Split::Valid),
             Self::Images(images, _) => images.label_nll(Split::Valid),
+            Self::Labelled(labelled) => labelled.texts.label_nll(Split::Valid),
         }
     }
 
@@ -119,7 +149,7 @@ impl Subject {
     pub fn bits_per_byte(&self, split: Split, nats: f64) -> Option<f64> {
         match self {
             Self::Text(text) => text.bits_per_byte(split, nats),
-            Self::Images(..) => None,
+            Self::Images(..) | Self::Labelled(_) => None,
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::{Target, attack};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use moe_bench::data::{Set, Source, Takes, unpack};
-use moe_bench::estimate::estimate;
+use moe_bench::estimate::{Ends, estimate};
 use moe_bench::recipe::Recipe;
 use moe_conform::Case;
 use moe_data::{Corpus, LabelledTexts, TableSpec, TokenStream, Tokenizer, TokenizerSpec};
@@ -22,7 +22,7 @@ fn recipe() {
 fn read_recipe(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     if let Ok(recipe) = Recipe::parse(&text, &[]).and_then(|recipe| recipe.resolved()) {
-        let _ = estimate(&recipe, 256, 0);
+        let _ = estimate(&recipe, Ends { vocabulary: 256, classes: None }, 0);
         // What was resolved is read back as the same recipe.
         let again = Recipe::parse(&recipe.to_toml(), &[]).and_then(|recipe| recipe.resolved());
         assert_eq!(again.map_err(|e| e.to_string()), Ok(recipe));
