@@ -153,8 +153,7 @@ impl ClassifyRecipe {
     pub fn open(&self, recipe: &Recipe) -> Result<Labelled, Misuse> {
         let tokenizer = self.tokenizer(&recipe.data.tokenizer)?;
         let directory = Path::new(&recipe.data.source);
-        let texts =
-            TextClasses::open(directory, &self.layout, &tokenizer, recipe.train.sequence);
+        let texts = TextClasses::open(directory, &self.layout, &tokenizer, recipe.train.sequence);
         let texts = texts.map_err(|e| said("data.source", e))?;
         Ok(Labelled {
             texts: Arc::new(texts),
@@ -212,7 +211,8 @@ mod tests {
 
     #[test]
     fn a_recipe_comes_back_from_its_record() {
-        let table = "classify.layout={ table = { train = 'a', test = 'b', text = 'c', label = 'd' } }";
+        let table =
+            "classify.layout={ table = { train = 'a', test = 'b', text = 'c', label = 'd' } }";
         for sets in [&[][..], &[table, "classify.freeze=['router', 'experts']"][..]] {
             let recipe = parse(TUNE, sets).unwrap().resolved().unwrap();
             let again = parse(&recipe.to_toml(), &[]).unwrap();

@@ -177,7 +177,9 @@ fn active_params(
     let (config, ids) = (&recipe.model, vocabulary as i64);
     let refused = |error| Misuse::recipe("model", error);
     match classes {
-        None => Ok(DecoderLm::new(store, config, rules, ids).map_err(refused)?.active_params(store)),
+        None => {
+            Ok(DecoderLm::new(store, config, rules, ids).map_err(refused)?.active_params(store))
+        }
         Some(classes) => {
             let ends = (ids, classes as i64);
             let model = TextClassifier::new(store, config, rules, ends, TextPool::Mean);
@@ -259,7 +261,8 @@ impl<'a> Sizes<'a> {
     fn scratch(&self) -> f64 {
         let chunk = self.tokens.min(head::CHUNK as f64);
         let width = self.model.width as f64;
-        let vocabulary = if self.ends.classes.is_some() { 0.0 } else { self.ends.vocabulary as f64 };
+        let vocabulary =
+            if self.ends.classes.is_some() { 0.0 } else { self.ends.vocabulary as f64 };
         5.0 * chunk * self.scored() + (3.0 * vocabulary + 2.0 * self.tokens) * width
     }
 
@@ -430,7 +433,10 @@ mod tests {
         let text = "router = 'switch'\n[model]\nwidth = 2\nlayers = 1\nheads = 1\nmoe_every = 1\n\
             experts = 2\nactive_hidden = 3\nbias = false\n[train]\nbatch = 2\nsequence = 5";
         let recipe = Recipe::parse(text, &[]).unwrap().resolved().unwrap();
-        assert_eq!(estimate(&recipe, Ends { vocabulary: 4, ..ENDS }, 0).unwrap().flops_per_step, 3600.0);
+        assert_eq!(
+            estimate(&recipe, Ends { vocabulary: 4, ..ENDS }, 0).unwrap().flops_per_step,
+            3600.0
+        );
     }
 
     /// The same with a span of 10: (60 + 20) * 2 + 4 * 4 * 10 / 5 = 192 in attention in the place of 40, and
@@ -440,7 +446,10 @@ mod tests {
         let text = "router = 'switch'\n[model]\nwidth = 2\nlayers = 1\nheads = 1\nmoe_every = 1\nspan = 10\n\
             experts = 2\nactive_hidden = 3\nbias = false\n[train]\nbatch = 2\nsequence = 5";
         let recipe = Recipe::parse(text, &[]).unwrap().resolved().unwrap();
-        assert_eq!(estimate(&recipe, Ends { vocabulary: 4, ..ENDS }, 0).unwrap().flops_per_step, 3.0 * (80.0 + 192.0) * 10.0);
+        assert_eq!(
+            estimate(&recipe, Ends { vocabulary: 4, ..ENDS }, 0).unwrap().flops_per_step,
+            3.0 * (80.0 + 192.0) * 10.0
+        );
     }
 
     /// The same with two classes in the place of the ids' output layer: 32 + 4 values, and 40 of attention.
@@ -472,7 +481,11 @@ mod tests {
         assert!(memory.checkpoint < memory.activations + memory.scratch);
         let parts = memory.weights + memory.gradients + memory.moments + memory.activations;
         assert_eq!(memory.total, parts + memory.scratch + memory.process);
-        let small = estimate(&recipe("switch", &["train.batch=1", "train.sequence=1"]), Ends { vocabulary: 9, ..ENDS }, 0);
+        let small = estimate(
+            &recipe("switch", &["train.batch=1", "train.sequence=1"]),
+            Ends { vocabulary: 9, ..ENDS },
+            0,
+        );
         let small = small.unwrap().memory_bytes;
         let resident = small.weights + small.gradients + small.moments;
         assert_eq!(small.total, resident + small.checkpoint);

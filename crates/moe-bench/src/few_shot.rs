@@ -93,7 +93,9 @@ pub fn evaluate(args: &EvalArgs, stop: &Arc<AtomicBool>) -> Result<()> {
 fn draws(images: &Images, shots: usize) -> Result<Vec<Vec<usize>>, Misuse> {
     let draw = |seed| images.shots(seed, shots).filter(|_| shots > 0);
     (0..SEEDS).map(draw).collect::<Option<_>>().ok_or_else(|| {
-        Misuse::new(format!("--few-shot {shots}: a class has no {shots} training images, or it is 0"))
+        Misuse::new(format!(
+            "--few-shot {shots}: a class has no {shots} training images, or it is 0"
+        ))
     })
 }
 

@@ -60,7 +60,8 @@ impl Place {
     }
 
     fn try_train(&self, run: &str, head: &str, more: &[&str]) -> (i32, String, String) {
-        let recipe = format!("{head}\n{MODEL}").replace("PLACE", &self.0.path().display().to_string());
+        let recipe =
+            format!("{head}\n{MODEL}").replace("PLACE", &self.0.path().display().to_string());
         fs::write(self.at("recipe.toml"), recipe).unwrap();
         let (recipe, run) = (self.show("recipe.toml"), self.show(run));
         moe(&[&["train", &recipe, "--threads", "1", "--out", &run], more].concat())
@@ -131,7 +132,8 @@ fn a_language_model_becomes_a_classifier() {
     assert_eq!(line["tokens"], 6);
     assert!((0.0..=1.0).contains(&line["measures"]["accuracy"].as_f64().unwrap()));
     let result: Value =
-        serde_json::from_str(&fs::read_to_string(place.at("straight/result.json")).unwrap()).unwrap();
+        serde_json::from_str(&fs::read_to_string(place.at("straight/result.json")).unwrap())
+            .unwrap();
     assert!(result["valid_accuracy"].is_number(), "{result}");
 
     let (code, said, err) = place.try_train("dry", &tune, &["--dry-run"]);
@@ -175,15 +177,20 @@ fn words_keep_the_ids_of_the_language_model_and_a_head_is_left_behind() {
 }
 
 /// One sparse layer of width 8, experts of 2 * 8 * 8 values, windows of 8 tokens, 256 ids. Attention
-/// 4 * 64 + 2 * 8 * 8 = 384, the output layer 2048.
+/// 4 * 64 + 2 * 8 * 8 = 384, the router 32, the output layer 2048; the blend gate is not read.
 #[test]
-fn inference_modes_have_their_flops() {
+fn s2_moe_infers_with_one_expert() {
     let place = Place::new();
     place.train("s2", &language_model("'s2-moe'"), &[]);
     let rows = place.eval("s2", &["--sweep", "router.top_k_infer=1,2"]);
-    assert_eq!(flops(&rows[0]), 2.0 * (384.0 + 32.0 + 128.0 + 2048.0));
     assert_eq!(flops(&rows[1]) - flops(&rows[0]), 256.0);
+    assert_eq!(flops(&rows[0]), 2.0 * (384.0 + 32.0 + 128.0 + 2048.0));
+}
 
+/// Sizes as above.
+#[test]
+fn us_moe_and_vq_moe_have_their_modes() {
+    let place = Place::new();
     place.train("us", &language_model("'us-moe'"), &[]);
     let rows = place.eval("us", &["--batches", "1", "--sweep", "router.top_k=1,1.5,2"]);
     assert_eq!(flops(&rows[0]), 2.0 * (384.0 + 32.0 + 128.0 + 2048.0));
@@ -213,7 +220,8 @@ fn an_adaptive_softmax_trains_resumes_and_is_cheaper() {
     let head = language_model("'smoe'");
     for (name, tied) in [("tied", "true"), ("untied", "false")] {
         let tied = format!("model.tied_embedding={tied}");
-        let sets = ["--set", "model.softmax={ adaptive = [100, 200] }", "--set", &tied];
+        let sets =
+            ["--set", "model.softmax={ adaptive = [100, 200], div_value = 2 }", "--set", &tied];
         place.train(name, &head, &sets);
         let halves = format!("{name}-halves");
         place.train(&halves, &head, &[&sets[..], &["--set", "train.stop_after=2"]].concat());
@@ -251,7 +259,7 @@ fn features_of_images_are_probed_with_few_shots() {
         assert_eq!(row["shots"], shots);
         assert_eq!(row["test_accuracy"].as_array().unwrap().len(), 3);
         // An even guess is right once in ten.
-        assert!(row["valid_accuracy"].as_f64().unwrap() > 0.2, "{row}");
+        assert!(row["valid_accuracy"].as_f64().unwrap() > 0.15, "{row}");
     }
     let (code, _, err) = moe(&["eval", &run, "--few-shot", "9999"]);
     assert_eq!((code, err.contains("a class has no 9999 training images")), (1, true), "{err}");

@@ -131,7 +131,8 @@ impl Block {
                 let mut run = |x_btd: &Tensor| {
                     let (y_btd, mut trace) = self.route(layer, x_btd, &cx)?;
                     // A rule that looks twice is led by its last look, and pays for both.
-                    trace.expert_rows += last.take().map_or(Tensor::from(0.0), |look| look.expert_rows);
+                    trace.expert_rows +=
+                        last.take().map_or(Tensor::from(0.0), |look| look.expert_rows);
                     last = Some(trace);
                     Ok(drop(y_btd))
                 };
@@ -194,8 +195,7 @@ impl Block {
         let [g, t_of_group] = self.group.split(b, t);
         let token_gt = cx.token_gt.map(|ids| ids.reshape([g, t_of_group]));
         let padding_gt = cx.padding_gt.map(|padding_bt| padding_bt.reshape([g, t_of_group]));
-        let cx =
-            RouteCx { token_gt: token_gt.as_ref(), padding_gt: padding_gt.as_ref(), ..*cx };
+        let cx = RouteCx { token_gt: token_gt.as_ref(), padding_gt: padding_gt.as_ref(), ..*cx };
         let (y_gtd, trace) = layer.forward(&x_btd.reshape([g, t_of_group, d]), &cx)?;
         Ok((y_gtd.view([b, t, d]), trace))
     }

@@ -11,7 +11,8 @@ use moe_routers::{ParamStore, Role};
 /// Products of one token in the routers of all blocks: what a router says of itself, else the values of
 /// its learned matrices, through which each token passes.
 pub(crate) fn of_routers(blocks: &[Block], store: &ParamStore) -> f64 {
-    let layers = blocks.iter().enumerate().filter_map(|(index, block)| Some((index, block.sparse()?)));
+    let layers =
+        blocks.iter().enumerate().filter_map(|(index, block)| Some((index, block.sparse()?)));
     layers
         .map(|(index, layer)| layer.router.products().unwrap_or_else(|| matrices(index, store)))
         .sum()

@@ -245,7 +245,7 @@ pub trait Router: Debug + Send {
         false
     }
 
-    /// Values that one token is multiplied with in the rule; `None` where they are those of all its learned
+    /// Values that one token is multiplied with in the rule at inference; `None` where they are those of all its learned
     /// matrices.
     fn products(&self) -> Option<f64> {
         None

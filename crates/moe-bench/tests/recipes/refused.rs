@@ -15,7 +15,8 @@ fn refusal(text: &str) -> Option<String> {
     };
     // The built-in text is fine, and reading it for every recipe takes its time.
     let opened = text.contains("data").then(|| recipe.data.open()).transpose();
-    let measured = opened.and_then(|_| estimate(&recipe, Ends { vocabulary: 256, classes: None }, 0));
+    let measured =
+        opened.and_then(|_| estimate(&recipe, Ends { vocabulary: 256, classes: None }, 0));
     measured.err().map(|error| error.to_string())
 }
 

@@ -11,9 +11,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::operations as color;
-use crate::order::below;
 use super::set::ImageSize;
 use super::warp::Warp;
+use crate::order::below;
 
 /// Settings of RandAugment.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]

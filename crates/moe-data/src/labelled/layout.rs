@@ -66,9 +66,7 @@ impl TextLayout {
             columns: None,
         };
         match self {
-            Self::Sst2 => {
-                lines("stsa.binary.train", Some("stsa.binary.dev"), "stsa.binary.test")
-            }
+            Self::Sst2 => lines("stsa.binary.train", Some("stsa.binary.dev"), "stsa.binary.test"),
             Self::Sst5 => lines("stsa.fine.train", Some("stsa.fine.dev"), "stsa.fine.test"),
             Self::Trec => lines("TREC.train.all", None, "TREC.test.all"),
             Self::Banking77 => Files {

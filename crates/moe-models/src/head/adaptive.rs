@@ -120,8 +120,7 @@ impl ClusteredTable {
             Cluster {
                 first,
                 weight_ri: place.matrix("weight", &[end - first, width], std),
-                projection_id: (index > 0)
-                    .then(|| place.matrix("projection", &[width, d], spread)),
+                projection_id: (index > 0).then(|| place.matrix("projection", &[width, d], spread)),
             }
         };
         Self { clusters: firsts.iter().enumerate().map(cluster).collect() }

@@ -227,7 +227,9 @@ impl Router for VqMoe {
     /// The codebook, and what the continuous branch reads where it runs.
     fn products(&self) -> Option<f64> {
         let branch = match self.config.mode {
-            Mode::Pretrain => [&self.router, &self.gate].into_iter().flatten().map(|(w, _)| w.numel()).sum(),
+            Mode::Pretrain => {
+                [&self.router, &self.gate].into_iter().flatten().map(|(w, _)| w.numel()).sum()
+            }
             Mode::Discrete => 0,
         };
         Some((self.codebook_cd.numel() + branch) as f64)

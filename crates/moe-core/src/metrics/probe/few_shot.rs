@@ -53,7 +53,11 @@ pub fn few_shot(
         }
     }
     let (l2_exponent, chosen_on) = best.expect("there are weights");
-    Ok(FewShot { l2_exponent, chosen_on, accuracy: accuracies(shots, test, (l2_exponent, classes))? })
+    Ok(FewShot {
+        l2_exponent,
+        chosen_on,
+        accuracy: accuracies(shots, test, (l2_exponent, classes))?,
+    })
 }
 
 /// Accuracy of the probe of each of `shots` on `held`.
