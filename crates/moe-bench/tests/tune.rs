@@ -228,7 +228,9 @@ fn an_adaptive_softmax_trains_resumes_and_is_cheaper() {
         place.train(&halves, &head, &[&sets[..], &["--resume"]].concat());
         assert!(place.model(name) == place.model(&halves), "resuming is arithmetic");
         let line = place.eval(name, &["--split", "test"]);
-        assert!(line["loss"].as_f64().unwrap() < 6.0 && line["bits_per_byte"].is_number());
+        // An even guess in head and tail costs a letter of the tail as much.
+        let even = 102f64.ln() + 100f64.ln();
+        assert!(line["loss"].as_f64().unwrap() < even && line["bits_per_byte"].is_number());
         let (code, said, err) =
             place.try_train("dry", &head, &[&sets[..], &["--dry-run"]].concat());
         assert_eq!(code, 0, "{err}");
