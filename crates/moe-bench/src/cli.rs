@@ -224,6 +224,15 @@ pub struct EvalArgs {
     /// At most this many batches; the whole split if left out.
     #[arg(long)]
     pub batches: Option<usize>,
+    /// Fit linear probes to the features of so many images of every class, for a run about images: V-MoE's
+    /// few-shot evaluation. Accuracy is of the test split, whatever `--split` says.
+    #[arg(
+        long,
+        value_name = "N,N",
+        value_delimiter = ',',
+        conflicts_with_all = ["sweeps", "routing_log", "batches"]
+    )]
+    pub few_shot: Vec<usize>,
     /// Write every routing decision to this file, for `moe inspect`.
     #[arg(long, value_name = "FILE")]
     pub routing_log: Option<PathBuf>,

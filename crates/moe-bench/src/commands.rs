@@ -86,13 +86,15 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     bar.finish_and_clear();
     match outcome {
         Outcome::Finished(metrics) => {
-            let text = recipe.is_text();
+            let text = recipe.is_language_model();
             let perplexity = text.then(|| format!(", perplexity {:.2}", metrics.valid_perplexity));
+            let accuracy = metrics.valid_accuracy.map(|share| format!(", accuracy {share:.4}"));
             println!(
-                "{}: validation loss {:.4}{}, {:.0} tokens/s",
+                "{}: validation loss {:.4}{}{}, {:.0} tokens/s",
                 dir.0.display(),
                 metrics.valid_loss,
                 perplexity.unwrap_or_default(),
+                accuracy.unwrap_or_default(),
                 metrics.tokens_per_second
             );
         }
@@ -141,6 +143,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if !args.sweeps.is_empty() {
         return crate::sweep::sweep(args, &stop);
     }
+    if !args.few_shot.is_empty() {
+        return crate::few_shot::evaluate(args, &stop);
+    }
     let device = args.machine.ready()?;
     let prepared = load(&args.run, &args.sets, device, &stop)?;
     let split = args.split.into();
@@ -156,8 +161,10 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let unit = prepared.subject().unit();
     println!("step {}, {} split, {} {unit}", line.step, line.split, report.tokens);
     match prepared.subject() {
-        Subject::Images(..) => println!("loss {:.4} nats per image", report.loss),
         Subject::Drawings(..) => println!("squared error {:.4} per image", report.loss),
+        Subject::Images(..) | Subject::Labelled(_) => {
+            println!("loss {:.4} nats per {}", report.loss, unit.trim_end_matches('s'));
+        }
         Subject::Text(_) => {
             println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
             println!(

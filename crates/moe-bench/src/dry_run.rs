@@ -25,24 +25,29 @@ struct DryRun {
 struct Data {
     corpus: String,
     tokenizer: String,
-    /// `tokens` or `images`.
+    /// `tokens`, `images` or `texts`.
     unit: &'static str,
     train: usize,
     valid: usize,
     test: usize,
+    /// Texts that `train.sequence` cuts short.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cut: Option<usize>,
 }
 
 impl Data {
     fn new(subject: &Subject) -> Self {
-        let [train, valid, test] =
-            [Split::Train, Split::Valid, Split::Test].map(|split| match subject {
-                Subject::Text(text) => text.tokens(split).len(),
-                Subject::Images(images, _) | Subject::Drawings(images, _) => {
-                    images.split(split).len()
-                }
-            });
+        let [train, valid, test] = Split::ALL.map(|split| match subject {
+            Subject::Text(text) => text.tokens(split).len(),
+            Subject::Images(images, _) | Subject::Drawings(images, _) => images.split(split).len(),
+            Subject::Labelled(labelled) => labelled.texts.len(split),
+        });
+        let cut = match subject {
+            Subject::Labelled(labelled) => Some(labelled.texts.cut()),
+            _ => None,
+        };
         let (corpus, tokenizer) = (subject.name().to_owned(), subject.tokenizer());
-        Self { corpus, tokenizer, unit: subject.unit(), train, valid, test }
+        Self { corpus, tokenizer, unit: subject.unit(), train, valid, test, cut }
     }
 }
 
@@ -59,11 +64,14 @@ pub fn dry_run(args: &TrainArgs) -> Result<()> {
     if args.json {
         return Ok(say(&(serde_json::to_string_pretty(&found)? + "\n"))?);
     }
-    let Data { corpus, tokenizer, unit, train, valid, test } = &found.data;
-    let choices = found.estimate.vocabulary;
-    let of = if found.recipe.vision.is_some() { "classes" } else { "ids" };
+    let Data { corpus, tokenizer, unit, train, valid, test, cut } = &found.data;
+    let (choices, of) = match found.estimate.classes {
+        Some(classes) => (classes, "classes"),
+        None => (found.estimate.vocabulary, "ids"),
+    };
+    let cut = cut.map_or(String::new(), |cut| format!(", {cut} cut to train.sequence"));
     let data = format!(
-        "data         {corpus} as {tokenizer}: {choices} {of}; {train} + {valid} + {test} {unit}"
+        "data         {corpus} as {tokenizer}: {choices} {of}; {train} + {valid} + {test} {unit}{cut}"
     );
     Ok(say(&format!("{}\n{data}\n{}", found.recipe.to_toml(), found.estimate.render()))?)
 }
@@ -72,6 +80,9 @@ pub fn dry_run(args: &TrainArgs) -> Result<()> {
 fn look(recipe: &Recipe) -> Result<DryRun> {
     let recipe = recipe.resolved()?;
     recipe.check()?;
+    if let Some(classify) = &recipe.classify {
+        classify.check_source(&recipe)?;
+    }
     let subject = Subject::open(&recipe)?;
     let data = Data::new(&subject);
     let ends =

@@ -20,8 +20,9 @@
 //!
 //! A key that is left out has its default; a key that does not exist is an error that names it. With a
 //! section `[vision]` ([`crate::vision`]) the model classifies images instead of predicting text, with
-//! `[vae]` ([`crate::vae`]) it draws them again.
+//! `[vae]` ([`crate::vae`]) it draws them again, with `[classify]` ([`crate::classify`]) it classifies texts.
 
+use crate::classify::ClassifyRecipe;
 use crate::error::Misuse;
 use crate::method::MethodRecipe;
 use crate::vae::{self, VaeRecipe};
@@ -63,6 +64,9 @@ pub struct Recipe {
     /// What an SMoE-VAE has besides; absent for other models.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vae: Option<VaeRecipe>,
+    /// The fine-tuning of a language model into a classifier of texts; absent for any other model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classify: Option<ClassifyRecipe>,
     /// The training.
     pub train: TrainConfig,
 }
@@ -79,6 +83,7 @@ impl Default for Recipe {
             model: LmConfig::default(),
             vision: None,
             vae: None,
+            classify: None,
             train: TrainConfig::default(),
         }
     }
@@ -89,7 +94,8 @@ impl Default for Recipe {
 #[serde(deny_unknown_fields, default)]
 pub struct DataRecipe {
     /// A built-in name, a text file, or a directory in WikiText layout; with `vision`, a built-in set of
-    /// images, or a directory in one of the layouts of [`moe_data::Images::open`].
+    /// images, or a directory in one of the layouts of [`moe_data::Images::open`]; with `classify`, the
+    /// directory of the labelled texts.
     pub source: String,
     /// How text becomes tokens.
     pub tokenizer: TokenizerSpec,
@@ -250,6 +256,7 @@ impl Recipe {
         self.residual.residual()?.check(sparse).map_err(|e| Misuse::recipe("residual", e))?;
         self.capacity()?;
         self.vae.as_ref().map_or(Ok(()), |vae| vae.check(self))?;
+        self.classify.as_ref().map_or(Ok(()), |classify| classify.check(self))?;
         self.vision.as_ref().map_or(Ok(()), |vision| vision.check(self))
     }
 
@@ -333,6 +340,12 @@ impl Recipe {
         let mut found = Vec::new();
         crate::overlay::differences("", Some(&free(self)), Some(&free(other)), &mut found);
         found
+    }
+
+    /// Whether the model predicts the next token of a text: its loss has a perplexity, and a router that sees
+    /// later tokens has an advantage.
+    pub fn is_language_model(&self) -> bool {
+        self.is_text() && self.classify.is_none()
     }
 
     /// As TOML.

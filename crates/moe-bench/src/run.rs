@@ -270,7 +270,7 @@ impl Prepared {
     }
 
     /// Resumes from the newest checkpoint if asked to and if there is one, and says what an interrupted
-    /// save left.
+    /// save left; fine-tuning otherwise begins with the language model's weights.
     fn go_on(
         &mut self,
         dir: &RunDir,
@@ -283,6 +283,8 @@ impl Prepared {
         if let Some(newest) = checkpoint::latest(&dir.checkpoints())?.filter(|_| resume) {
             self.trainer.resume(&newest)?;
             self.saved = Some(self.trainer.steps_taken());
+        } else if let Some(classify) = &self.recipe.classify {
+            observe(Event::Note(&classify.start(&self.recipe, &mut self.trainer)?));
         }
         Ok(())
     }
@@ -396,8 +398,6 @@ impl Prepared {
             ..log.summary(tokens)
         };
         if let Some(routing) = &mut metrics.routing {
-            let flops = self.task().inference_flops(self.trainer.store());
-            routing.inference_flops = routing.inference_flops.or(flops);
             routing.keep(dir, self.steps_taken())?;
         }
         Ok(metrics)

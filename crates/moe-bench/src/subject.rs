@@ -1,5 +1,6 @@
 //! What a recipe is about: its data, and the task that is made of data and model.
 
+use crate::classify::Labelled;
 use crate::error::Misuse;
 use crate::estimate::Ends;
 use crate::recipe::Recipe;
@@ -7,9 +8,9 @@ use crate::vae::VaeRecipe;
 use crate::vision::VisionRecipe;
 use anyhow::Result;
 use moe_data::{Images, Split, TokenStream};
-use moe_models::{DecoderLm, ImageSpec, Rules, SmoeVae, Vit};
+use moe_models::{DecoderLm, ImageSpec, Rules, SmoeVae, TextClassifier, Vit};
 use moe_routers::ParamStore;
-use moe_train::{ImageTask, LmTask, Task, VaeTask};
+use moe_train::{ImageTask, LmTask, Task, TextTask, VaeTask};
 use std::sync::Arc;
 use tch::Device;
 
@@ -22,6 +23,8 @@ pub enum Subject {
     Images(Arc<Images>, VisionRecipe),
     /// Images, to be drawn again.
     Drawings(Arc<Images>, VaeRecipe),
+    /// Labelled texts, for a classifier that a language model becomes.
+    Labelled(Labelled),
 }
 
 impl Subject {
@@ -34,6 +37,9 @@ impl Subject {
             let images = Images::open(&recipe.data.source, None)
                 .map_err(|e| Misuse::recipe("data.source", chain(&e)))?;
             return Ok(Self::Drawings(vae.images(images)?, vae.clone()));
+        }
+        if let Some(classify) = &recipe.classify {
+            return Ok(Self::Labelled(classify.open(recipe)?));
         }
         let Some(vision) = &recipe.vision else {
             return Ok(Self::Text(Arc::new(recipe.data.open()?)));
@@ -83,6 +89,13 @@ impl Subject {
                 let how = (train.batch, vae.background);
                 Ok(Box::new(VaeTask::new(model, Arc::clone(images), how, device)))
             }
+            Self::Labelled(Labelled { texts, vocabulary, recipe: classify, .. }) => {
+                let ends = (*vocabulary as i64, texts.classes().len() as i64);
+                let model = TextClassifier::new(store, &recipe.model, &rules, ends, classify.pool);
+                let model = model.map_err(|e| Misuse::recipe(e.key, e.reason))?;
+                let how = (train.batch, classify.freeze.as_slice());
+                Ok(Box::new(TextTask::new(model, Arc::clone(texts), how, store, device)))
+            }
         }
     }
 
@@ -92,6 +105,9 @@ impl Subject {
         match self {
             Self::Text(text) => Some(Ends::Text(text.vocab_size())),
             Self::Images(images, _) => Some(Ends::Images(spec(images))),
+            Self::Labelled(Labelled { texts, vocabulary, .. }) => {
+                Some(Ends::Texts { vocabulary: *vocabulary, classes: texts.classes().len() })
+            }
             Self::Drawings(..) => None,
         }
     }
@@ -101,6 +117,7 @@ impl Subject {
         match self {
             Self::Text(text) => text.corpus(),
             Self::Images(images, _) | Self::Drawings(images, _) => images.name(),
+            Self::Labelled(labelled) => labelled.texts.name(),
         }
     }
 
@@ -110,10 +127,11 @@ impl Subject {
             Self::Text(text) => text.tokenizer().name().into(),
             Self::Images(_, vision) => format!("patches of {0} x {0}", vision.patch),
             Self::Drawings(..) => "whole images".into(),
+            Self::Labelled(labelled) => labelled.tokenizer.into(),
         }
     }
 
-    /// Tokens of a training batch.
+    /// Tokens of a training batch; of texts as many as they have on average.
     pub fn tokens_per_step(&self, recipe: &Recipe) -> usize {
         let tokens = match self {
             Self::Text(_) => recipe.train.sequence,
@@ -122,6 +140,7 @@ impl Subject {
                 vision.vit().tokens(h, w) as usize
             }
             Self::Drawings(..) => 1,
+            Self::Labelled(labelled) => labelled.texts.mean_tokens().round() as usize,
         };
         recipe.train.batch * tokens
     }
@@ -131,6 +150,7 @@ impl Subject {
         match self {
             Self::Text(_) => "tokens",
             Self::Images(..) | Self::Drawings(..) => "images",
+            Self::Labelled(_) => "texts",
         }
     }
 
@@ -141,6 +161,7 @@ impl Subject {
             Self::Text(text) => text.unigram_nll(Split::Valid),
             Self::Images(images, _) => images.label_nll(Split::Valid),
             Self::Drawings(images, _) => images.mean_image_error(Split::Valid),
+            Self::Labelled(labelled) => labelled.texts.label_nll(Split::Valid),
         }
     }
 
@@ -148,7 +169,7 @@ impl Subject {
     pub fn bits_per_byte(&self, split: Split, nats: f64) -> Option<f64> {
         match self {
             Self::Text(text) => text.bits_per_byte(split, nats),
-            Self::Images(..) | Self::Drawings(..) => None,
+            Self::Images(..) | Self::Drawings(..) | Self::Labelled(_) => None,
         }
     }
 }

@@ -63,7 +63,7 @@ fn unequal(cell: &Cell) -> Vec<String> {
         let hidden = used * model.hidden_of_expert(router.as_ref()) as f64;
         facts.push(format!("{name}: a token uses a hidden width of {hidden} only"));
     }
-    let text = cell.recipe.is_text();
+    let text = cell.recipe.is_language_model();
     if text && !router.causal() {
         facts.push(format!(
             "{name}: not causal; a token's route depends on later tokens of its group, so its loss is not comparable with the others'"

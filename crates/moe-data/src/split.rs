@@ -67,3 +67,17 @@ impl<T> BySplit<T> {
         }
     }
 }
+
+/// Places without every `nth` of those sorted by label, and those alone: all classes lose the same share,
+/// in whatever order a set lists them.
+pub(crate) fn hold_out(labels: &[u32], nth: usize) -> (Vec<usize>, Vec<usize>) {
+    let mut by_label: Vec<usize> = (0..labels.len()).collect();
+    by_label.sort_by_key(|&index| labels[index]);
+    let (mut held, mut kept) = (Vec::new(), Vec::new());
+    for (place, index) in by_label.into_iter().enumerate() {
+        if place % nth == nth - 1 { held.push(index) } else { kept.push(index) }
+    }
+    held.sort_unstable();
+    kept.sort_unstable();
+    (kept, held)
+}

@@ -161,6 +161,7 @@ impl SmoeVae {
             layer: 0,
             gate_entropy: losses::gate_entropy(&routing.gate_gte),
             left_behind: routing.plan.left_behind(),
+            expert_rows: routing.plan.load_e().sum(Kind::Double),
             input_gtd: matches!(cx.phase, Phase::Eval).then(|| z_gtd.shallow_clone()),
             output_gtd: matches!(cx.phase, Phase::Eval).then(|| xhat_gtp.shallow_clone()),
             routing,

@@ -18,6 +18,7 @@ pub mod schedule;
 mod shelf;
 pub mod task;
 pub mod tensors;
+pub mod text_task;
 pub mod trainer;
 pub mod vae_task;
 
@@ -30,5 +31,6 @@ pub use guard::NonFinite;
 pub use image_task::{Attacked, AttackedBatch, ImageAttack, ImageTask};
 pub use schedule::{Decay, Schedule};
 pub use task::{Draw, LmTask, Task};
+pub use text_task::{Frozen, TextTask};
 pub use trainer::{Advance, StepReport, TrainConfig, TrainError, Trainer};
 pub use vae_task::{Background, VaeTask};

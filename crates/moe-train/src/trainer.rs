@@ -13,6 +13,7 @@ use moe_data::{DataError, Split};
 use moe_models::Precision;
 use moe_routers::ParamStore;
 use moe_torch_sys::ShimError;
+use ndarray::Array2;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -412,6 +413,33 @@ impl Trainer {
         self.step = state.progress.step;
         self.seed = state.progress.seed;
         Ok(state)
+    }
+
+    /// Takes the weights of another model's checkpoint in `dir` for all tensors but those whose names begin
+    /// with `fresh`; the run stays at its step. The checkpoint may hold tensors that `spare` names.
+    ///
+    /// # Errors
+    /// As [`Self::resume`].
+    pub fn start_from(
+        &mut self,
+        dir: &Path,
+        fresh: &str,
+        spare: &dyn Fn(&str) -> bool,
+    ) -> Result<State, CheckpointError> {
+        let taken = named(&self.store).into_iter().filter(|(name, _)| !name.starts_with(fresh));
+        checkpoint::load_part(dir, &taken.collect::<Vec<_>>(), spare)
+    }
+
+    /// What the model's last linear map reads of items of a split ([`Task::features`]).
+    ///
+    /// # Errors
+    /// As [`Task::features`].
+    pub fn features(
+        &self,
+        split: Split,
+        places: &[usize],
+    ) -> Result<Option<Array2<f64>>, TrainError> {
+        self.task.features(split, places)
     }
 
     fn contents(&self) -> Contents {

@@ -13,7 +13,7 @@ use super::draw::{draws, uniform};
 use super::synonyms::Synonyms;
 use super::words::{in_case_of, is_stop_word, words};
 use crate::error::DataError;
-use crate::image::below;
+use crate::order::below;
 
 /// What the papers' attacks write.
 const AAA: &str = "AAA";

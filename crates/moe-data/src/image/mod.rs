@@ -14,7 +14,6 @@ mod idx;
 mod layout;
 mod npy;
 mod operations;
-mod order;
 mod png_rows;
 mod randaugment;
 mod set;
@@ -34,7 +33,6 @@ pub(crate) use cifar::SIZE as CIFAR_SIZE;
 pub(crate) use decode::{open as open_picture, planes};
 pub(crate) use folder::{labelled_pictures, picture_files};
 pub(crate) use npy::shaped as read_npy;
-pub(crate) use order::below;
 pub use randaugment::RandAugment;
 pub use set::{ImageSet, ImageSize};
 

@@ -5,7 +5,7 @@ use rand_chacha::rand_core::Rng;
 
 use super::picture::{Border, Picture};
 use crate::corrupt::draw::uniform;
-use crate::image::below;
+use crate::order::below;
 
 /// Deviations at which a blur is cut off, as in scikit-image.
 const TRUNCATE: f64 = 4.0;

@@ -13,7 +13,8 @@ use super::constants::{SMALL, Snow};
 use super::picture::{Border, Picture};
 use crate::corrupt::draw::uniform;
 use crate::error::DataError;
-use crate::image::{ImageSize, below, open_picture, picture_files, planes};
+use crate::image::{ImageSize, open_picture, picture_files, planes};
+use crate::order::below;
 
 /// Flakes that fall, the same turned upside down, and a whiter picture.
 pub(super) fn snow(
