@@ -165,7 +165,8 @@ pub struct SpeedArgs {
     /// ONNX Runtime; what is not installed there is named.
     #[arg(long, value_name = "VENV")]
     pub peers: Option<PathBuf>,
-    /// For `--pass step`: which of our own models and ways take part (moe, dense-model, accumulate).
+    /// For `--pass step`: which of our own models and ways take part (moe, dense-model, accumulate,
+    /// recompute).
     #[arg(long, value_delimiter = ',', default_value = "moe,dense-model")]
     pub variants: Vec<String>,
     /// Print JSON.

@@ -15,6 +15,7 @@
 //!                                              + N (2 l + t) heads + 3 N d l / t with a span of l)
 //!               a dense layer        2 N d + (m + 1) N H
 //!               a sparse layer       4 N d + m N H + 4 N e
+//!               with recompute = "experts", m N H once instead of in every layer
 //! scratch       5 min(N, 1024) v + 3 v d + 2 N d: the output layer's chunk, its gradients
 //! checkpoint    four times every learned parameter: the moments, copied and as a file
 //! process       what is resident when the data are read and the model is not yet there
@@ -33,7 +34,7 @@
 
 use crate::error::Misuse;
 use crate::recipe::Recipe;
-use moe_models::{DecoderLm, LmConfig, Rules, head};
+use moe_models::{DecoderLm, LmConfig, Recompute, Rules, head};
 use moe_routers::{ParamStore, Role, RouterConfig};
 use serde::Serialize;
 use tch::Kind;
@@ -168,6 +169,7 @@ struct Sizes<'a> {
     hidden: f64,
     tokens: f64,
     sequence: f64,
+    recompute: Recompute,
     vocabulary: f64,
 }
 
@@ -183,6 +185,7 @@ impl<'a> Sizes<'a> {
             hidden: visited * model.hidden_of_expert(router) as f64,
             tokens: train.batch as f64 * train.sequence as f64,
             sequence: train.sequence as f64,
+            recompute: train.recompute,
             vocabulary: vocabulary as f64,
         }
     }
@@ -201,15 +204,20 @@ impl<'a> Sizes<'a> {
     fn activations(&self) -> f64 {
         let LmConfig { width, layers, heads, experts, active_hidden, activation, .. } = *self.model;
         let maps = |gated: bool| if gated { 2.0 } else { 1.0 };
+        let kept = if self.recompute == Recompute::None { 1.0 } else { 0.0 };
         let sparse = self.model.sparse_layers() as f64;
         let (layers, n_d) = (layers as f64, self.tokens * width as f64);
         let dense_maps = maps(self.model.dense_activation.unwrap_or(activation).gated());
         let written = if self.reads_attention { 3.0 * self.sequence * heads as f64 } else { 0.0 };
-        let dense_layer = 2.0 * n_d + (dense_maps + 1.0) * self.tokens * active_hidden as f64;
-        let routed = maps(activation.gated()) * self.hidden + 4.0 * experts as f64;
-        let sparse_layer = 4.0 * n_d + self.tokens * (routed + written);
+        let dense = dense_maps * self.tokens * active_hidden as f64;
+        let dense_layer = 2.0 * n_d + self.tokens * active_hidden as f64 + kept * dense;
+        let routed = maps(activation.gated()) * self.hidden * self.tokens;
+        let scores = self.tokens * (4.0 * experts as f64 + written);
+        let sparse_layer = 4.0 * n_d + scores + kept * routed;
+        let again = (1.0 - kept) * routed.max(dense);
         let attention = 7.0 * n_d + self.span_values();
-        2.0 * (attention * layers + dense_layer * (layers - sparse) + sparse_layer * sparse)
+        let feed_forward = dense_layer * (layers - sparse) + sparse_layer * sparse;
+        2.0 * (attention * layers + feed_forward) + again
     }
 
     /// What attention over a span keeps besides.
@@ -385,6 +393,18 @@ mod tests {
             experts = 2\nactive_hidden = 3\nbias = false\n[train]\nbatch = 2\nsequence = 5";
         let recipe = Recipe::parse(text, &[]).unwrap().resolved().unwrap();
         assert_eq!(estimate(&recipe, 4, 0).unwrap().flops_per_step, 3.0 * (80.0 + 192.0) * 10.0);
+    }
+
+    /// Hidden layers that are computed again leave the activations; everything else stays.
+    #[test]
+    fn computing_again_takes_less_memory_and_keeps_the_rest() {
+        let memory = |recompute: &str| {
+            let train = format!("train.recompute='{recompute}'");
+            estimate(&recipe("smoe", &[&train]), VOCABULARY, 0).unwrap().memory_bytes
+        };
+        let (kept, again) = (memory("none"), memory("experts"));
+        assert!(again.activations < kept.activations);
+        assert_eq!((again.scratch, again.moments), (kept.scratch, kept.moments));
     }
 
     /// Weights and moments scale with the model, activations with the batch.

@@ -16,6 +16,7 @@ pub mod lm;
 pub mod loss;
 pub mod memory;
 mod precision;
+mod recompute;
 pub mod vit;
 
 pub use attention::Attention;
@@ -26,4 +27,5 @@ pub use loss::LossWeights;
 pub use memory::Memory;
 pub use moe_routers::Norm;
 pub use precision::Precision;
+pub use recompute::Recompute;
 pub use vit::{ImageSpec, Pool, Vit, VitConfig};
