@@ -4,6 +4,7 @@
 use crate::commands;
 use crate::error::{Misuse, exit_code, is_stop};
 use crate::speed::peers::Python;
+use crate::speed::scaling::Axis;
 use crate::speed::{Dtype, Pass};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moe_data::Split;
@@ -169,6 +170,13 @@ pub struct SpeedArgs {
     /// recompute).
     #[arg(long, value_delimiter = ',', default_value = "moe,dense-model")]
     pub variants: Vec<String>,
+    /// Instead of sizes: time and memory against each of these, the others held (`--pass` and `--dtype` say
+    /// of what).
+    #[arg(long, value_enum, value_delimiter = ',', requires = "out", conflicts_with_all = ["sizes", "peers"])]
+    pub scaling: Vec<Axis>,
+    /// Directory for `scaling.json` and `scaling.svg`; made if it is not there.
+    #[arg(long, requires = "scaling")]
+    pub out: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -123,7 +123,8 @@ struct Rows<'a, S> {
 impl<S: Score> Job for Rows<'_, S> {
     #[inline(always)]
     fn run(self) {
-        for (score_v, &target) in self.score_nv.chunks_exact_mut(self.row_v.len()).zip(self.target_n)
+        for (score_v, &target) in
+            self.score_nv.chunks_exact_mut(self.row_v.len()).zip(self.target_n)
         {
             let target = target as usize;
             let of_target = score_v[target].wide();
@@ -294,7 +295,8 @@ impl<S: Score> Job for SquareBackward<'_, S> {
     #[inline(always)]
     fn run(self) {
         let rows = self.grad_ij.chunks_exact_mut(self.tokens);
-        for (i, (grad_j, weight_j)) in rows.zip(self.weight_ij.chunks_exact(self.tokens)).enumerate()
+        for (i, (grad_j, weight_j)) in
+            rows.zip(self.weight_ij.chunks_exact(self.tokens)).enumerate()
         {
             let (seen_j, later_j) = grad_j.split_at_mut(i + 1);
             let mean = dot(&weight_j[..=i], seen_j);
