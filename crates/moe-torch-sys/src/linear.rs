@@ -51,9 +51,12 @@ fn gains(a_nk: &Tensor, b_mk: &Tensor) -> bool {
 
 /// Whether MKL is slow here and oneDNN at hand.
 fn mkl_is_slow() -> bool {
-    // SAFETY: reads flags of libtorch.
     static SLOW: OnceLock<bool> = OnceLock::new();
-    *SLOW.get_or_init(|| is_amd() && unsafe { ffi::moe_has_onednn() })
+    *SLOW.get_or_init(|| {
+        // SAFETY: reads flags of libtorch.
+        let has_onednn = unsafe { ffi::moe_has_onednn() };
+        has_onednn && is_amd()
+    })
 }
 
 #[cfg(target_arch = "x86_64")]
