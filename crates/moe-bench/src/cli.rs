@@ -4,6 +4,7 @@
 use crate::commands;
 use crate::error::{Misuse, exit_code, is_stop};
 use crate::speed::peers::Python;
+use crate::speed::scaling::Axis;
 use crate::speed::{Dtype, Pass};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moe_data::Split;
@@ -174,9 +175,17 @@ pub struct SpeedArgs {
     /// ONNX Runtime; what is not installed there is named.
     #[arg(long, value_name = "VENV")]
     pub peers: Option<PathBuf>,
-    /// For `--pass step`: which of our own models and ways take part (moe, dense-model, accumulate).
+    /// For `--pass step`: which of our own models and ways take part (moe, dense-model, accumulate,
+    /// recompute).
     #[arg(long, value_delimiter = ',', default_value = "moe,dense-model")]
     pub variants: Vec<String>,
+    /// Instead of sizes: time and memory against each of these, the others held (`--pass` and `--dtype` say
+    /// of what).
+    #[arg(long, value_enum, value_delimiter = ',', requires = "out", conflicts_with_all = ["sizes", "peers"])]
+    pub scaling: Vec<Axis>,
+    /// Directory for `scaling.json` and `scaling.svg`; made if it is not there.
+    #[arg(long, requires = "scaling")]
+    pub out: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -45,11 +45,31 @@ pub fn papers(args: &PapersArgs) -> Result<()> {
 /// # Errors
 /// A size or a device that cannot be used.
 pub fn speed(args: &SpeedArgs) -> Result<()> {
+    if let Some(dir) = &args.out {
+        return scaling(args, dir);
+    }
     let Some(report) = crate::speed::measure(args)? else { return Ok(()) };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print!("{}", crate::speed::table::render(&report));
+    }
+    Ok(())
+}
+
+/// `moe speed --scaling`: the curves as files, and their slopes as a table.
+fn scaling(args: &SpeedArgs, dir: &Path) -> Result<()> {
+    let found = crate::speed::scaling::measure(args, |point| eprintln!("{point}"))?;
+    fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
+    let json = serde_json::to_string_pretty(&found)?;
+    let svg = crate::speed::scaling::draw::svg(&found).map_err(anyhow::Error::msg)?;
+    for (name, text) in [("scaling.json", &json), ("scaling.svg", &svg)] {
+        let path = dir.join(name);
+        fs::write(&path, text).with_context(|| format!("{}", path.display()))?;
+    }
+    match args.json {
+        true => println!("{json}"),
+        false => print!("{}", crate::speed::scaling::render(&found)),
     }
     Ok(())
 }

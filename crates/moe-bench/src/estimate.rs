@@ -15,6 +15,7 @@
 //!                                              + N (2 l + t) heads + 3 N d l / t with a span of l)
 //!               a dense layer        2 N d + (m + 1) N H
 //!               a sparse layer       4 N d + m N H + 4 N e
+//!               with recompute = "experts", m N H once instead of in every layer
 //! scratch       5 min(N, 1024) v + 3 v d + 2 N d: the output layer's chunk, its gradients
 //! checkpoint    four times every learned parameter: the moments, copied and as a file
 //! process       what is resident when the data are read and the model is not yet there
@@ -41,7 +42,7 @@ pub use ends::Ends;
 use crate::error::Misuse;
 use crate::recipe::Recipe;
 use ends::Rows;
-use moe_models::{LmConfig, Rules, SoftmaxConfig};
+use moe_models::{LmConfig, Recompute, Rules, SoftmaxConfig};
 use moe_routers::{ParamStore, Role, RouterConfig};
 use serde::Serialize;
 use std::borrow::Cow;
@@ -180,6 +181,7 @@ struct Sizes<'a> {
     /// Hidden width that a token uses in a sparse layer.
     hidden: f64,
     rows: Rows,
+    recompute: Recompute,
     ends: Ends,
 }
 
@@ -193,6 +195,7 @@ impl<'a> Sizes<'a> {
             share: visited / router.bank(experts) as f64,
             hidden: visited * model.hidden_of_expert(router) as f64,
             rows: ends.rows(recipe),
+            recompute: recipe.train.recompute,
             ends,
             model,
         })
@@ -213,16 +216,20 @@ impl<'a> Sizes<'a> {
         let LmConfig { width, layers, heads, experts, active_hidden, activation, .. } = *self.model;
         let Rows { tokens, sequence, pixels, .. } = self.rows;
         let maps = |gated: bool| if gated { 2.0 } else { 1.0 };
+        let kept = if self.recompute == Recompute::None { 1.0 } else { 0.0 };
         let sparse = self.model.sparse_layers() as f64;
         let (layers, n_d) = (layers as f64, tokens * width as f64);
         let dense_maps = maps(self.model.dense_activation.unwrap_or(activation).gated());
         let written = if self.reads_attention { 3.0 * sequence * heads as f64 } else { 0.0 };
-        let dense_layer = 2.0 * n_d + (dense_maps + 1.0) * tokens * active_hidden as f64;
-        let routed = maps(activation.gated()) * self.hidden + 4.0 * experts as f64;
-        let sparse_layer = 4.0 * n_d + tokens * (routed + written);
+        let dense = dense_maps * tokens * active_hidden as f64;
+        let dense_layer = 2.0 * n_d + tokens * active_hidden as f64 + kept * dense;
+        let routed = maps(activation.gated()) * self.hidden * tokens;
+        let scores = tokens * (4.0 * experts as f64 + written);
+        let sparse_layer = 4.0 * n_d + scores + kept * routed;
+        let again = (1.0 - kept) * routed.max(dense);
         let attention = 7.0 * n_d + self.span_values();
-        let blocks = attention * layers + dense_layer * (layers - sparse) + sparse_layer * sparse;
-        2.0 * (blocks + pixels)
+        let feed_forward = dense_layer * (layers - sparse) + sparse_layer * sparse;
+        2.0 * (attention * layers + feed_forward + pixels) + again
     }
 
     /// What attention over a span keeps besides.
@@ -451,6 +458,18 @@ mod tests {
         let without = estimate(&recipe, Ends::Text(4), 0).unwrap();
         // The classifier's map and bias.
         assert_eq!(found.params_total, without.params_total + 4 + 2);
+    }
+
+    /// Hidden layers that are computed again leave the activations; everything else stays.
+    #[test]
+    fn computing_again_takes_less_memory_and_keeps_the_rest() {
+        let memory = |recompute: &str| {
+            let train = format!("train.recompute='{recompute}'");
+            estimate(&recipe("smoe", &[&train]), TEXT, 0).unwrap().memory_bytes
+        };
+        let (kept, again) = (memory("none"), memory("experts"));
+        assert!(again.activations < kept.activations);
+        assert_eq!((again.scratch, again.moments), (kept.scratch, kept.moments));
     }
 
     /// Weights and moments scale with the model, activations with the batch.

@@ -29,7 +29,7 @@ use crate::vae::{self, VaeRecipe};
 use crate::vision::{self, VisionRecipe};
 use moe_core::{CapacityPolicy, CapacityRule, DropOrder, Limit};
 use moe_data::{Corpus, DataError, MAX_BATCH_TOKENS, TokenStream, TokenizerSpec};
-use moe_models::{LmConfig, LossWeights, Precision};
+use moe_models::{LmConfig, LossWeights, Precision, Recompute};
 use moe_routers::Tie;
 use moe_routers::config::Part;
 use moe_train::TrainConfig;
@@ -232,6 +232,10 @@ impl Recipe {
         if self.train.precision != Precision::Fp32 && !self.is_text() {
             let reason = "models of images are trained in fp32";
             return Err(Misuse::recipe("train.precision", reason));
+        }
+        if self.train.recompute != Recompute::None && self.vision.is_some() {
+            let reason = "models of images keep their activations";
+            return Err(Misuse::recipe("train.recompute", reason));
         }
         let tokens = self.train.batch.checked_mul(self.train.sequence);
         if tokens.is_none_or(|tokens| tokens > MAX_BATCH_TOKENS) {

@@ -13,6 +13,7 @@ pub mod layers;
 pub mod machine;
 pub mod peers;
 pub mod rounds;
+pub mod scaling;
 pub mod size;
 pub mod step;
 pub mod table;
@@ -191,6 +192,10 @@ pub fn measure(args: &SpeedArgs) -> Result<Option<Report>> {
         return measure_steps(args, device);
     }
     let sizes = Size::parse_list(&args.sizes_or("A"))?;
+    if args.serve.is_some() {
+        scaling::run(&sizes[0], args.dtype[0], args.pass[0], device)?;
+        return Ok(None);
+    }
     let mut report = Report::begin(device);
     let bandwidth = bandwidth::read_gbps();
     report.machine.read_gbps = Some(bandwidth);

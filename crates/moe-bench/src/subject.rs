@@ -8,7 +8,7 @@ use crate::vae::VaeRecipe;
 use crate::vision::VisionRecipe;
 use anyhow::Result;
 use moe_data::{Images, Split, TokenStream};
-use moe_models::{DecoderLm, ImageSpec, Rules, SmoeVae, TextClassifier, Vit};
+use moe_models::{DecoderLm, ImageSpec, Recompute, Rules, SmoeVae, TextClassifier, Vit};
 use moe_routers::ParamStore;
 use moe_train::{ImageTask, LmTask, Task, TextTask, VaeTask};
 use std::sync::Arc;
@@ -67,11 +67,15 @@ impl Subject {
             losses: recipe.losses,
         };
         let train = &recipe.train;
+        if train.recompute != Recompute::None && device != Device::Cpu {
+            let reason = "only the kernels of the CPU can compute experts again";
+            return Err(Misuse::recipe("train.recompute", reason));
+        }
         match self {
             Self::Text(text) => {
                 let model = DecoderLm::new(store, &recipe.model, &rules, text.vocab_size() as i64);
                 let model = model.map_err(|e| Misuse::recipe("model", e))?;
-                let model = model.with_precision(train.precision);
+                let model = model.with_precision(train.precision).with_recompute(train.recompute);
                 let size = (train.batch, train.sequence);
                 Ok(Box::new(LmTask::new(model, Arc::clone(text), size, device)))
             }

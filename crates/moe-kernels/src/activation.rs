@@ -74,7 +74,7 @@ impl Activation {
 /// `2^n exp(r)` with `|r| <= ln(2) / 2`, `ln 2` in two parts, and a polynomial of degree 7
 /// (coefficients of Cephes' `expf`, S. Moshier).
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     /// Adding it rounds to an integer, which stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
     const LN_2_HIGH: f32 = 0.693_359_4;

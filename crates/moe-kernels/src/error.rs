@@ -87,6 +87,16 @@ pub enum KernelError {
         /// The most possible.
         most: usize,
     },
+    /// A target that is no column of the scores.
+    #[error("row {row} has target {target}, out of range: there are {columns} columns")]
+    Target {
+        /// The row.
+        row: usize,
+        /// The column it names.
+        target: i64,
+        /// Columns of the scores.
+        columns: usize,
+    },
     /// More tokens than decoding takes.
     #[error("{got} tokens to decode, at most {most}: use `forward`")]
     Tokens {

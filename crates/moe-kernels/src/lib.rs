@@ -7,6 +7,9 @@
 //! (with and without BF16), AVX2 and plain Rust are chosen at run time ([`Isa::detect`]); that for AMX
 //! is checked against an emulation of its instructions and not yet run on hardware.
 //!
+//! [`cross_entropy`] and [`causal_softmax`] do what stands around the products of an output layer and of
+//! attention in one pass over the scores.
+//!
 //! Results do not depend on the number of threads: no sum is split between them.
 //!
 //! ```
@@ -57,6 +60,7 @@ mod memory;
 mod pack;
 mod plan;
 mod shape;
+mod softmax;
 mod sort;
 mod tasks;
 mod topk;
@@ -71,6 +75,7 @@ pub use forward::forward;
 pub use pack::Packed;
 pub use plan::Plan;
 pub use shape::{Activation, Dtype, Shape, WeightGrads, Weights};
+pub use softmax::{Bf16, Score, causal_softmax, causal_softmax_backward, cross_entropy};
 pub use sort::Groups;
 pub use topk::{MOST_CHOICES, top_k};
 pub use workspace::{Saved, Workspace};

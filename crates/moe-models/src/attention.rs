@@ -6,7 +6,9 @@ pub mod span;
 
 use crate::precision::Precision;
 use moe_routers::Params;
-use tch::Tensor;
+use moe_torch_sys::linear::linear;
+use moe_torch_sys::softmax;
+use tch::{Device, Tensor};
 
 /// Multi-head self-attention.
 #[derive(Debug)]
@@ -45,7 +47,7 @@ impl Attention {
     pub fn forward(&self, x_btd: &Tensor) -> Tensor {
         if self.precision == Precision::Bf16 {
             // The backward pass of the fused product is several times slower in `bf16` on a CPU.
-            return self.forward_with_weights(x_btd).0;
+            return self.forward_in_two_products(x_btd);
         }
         let [q_bmtc, k_bmtc, v_bmtc] = self.heads(x_btd);
         let (dropout, grouped_queries) = (0.0, false);
@@ -60,6 +62,20 @@ impl Attention {
             grouped_queries,
         );
         self.output(&y_bmtc)
+    }
+
+    /// The same as two products with the weights between them, in the products' type where the softmax can
+    /// be done in place.
+    fn forward_in_two_products(&self, x_btd: &Tensor) -> Tensor {
+        if !self.causal || x_btd.device() != Device::Cpu {
+            return self.forward_with_weights(x_btd).0;
+        }
+        let [q, k, v] = self.heads(x_btd).map(|x_bmtc| x_bmtc.flatten(0, 1));
+        let score = q.bmm(&k.transpose(1, 2));
+        let weight = softmax::causal(score, (q.size()[2] as f64).powf(-0.5));
+        let y = weight.unwrap_or_else(|e| panic!("attention: {e}")).bmm(&v);
+        let (b, m) = (x_btd.size()[0], self.heads);
+        self.output(&y.view([b, m, -1, y.size()[2]])).to_kind(x_btd.kind())
     }
 
     /// The same with the attention weights of every head, `[b, m, t, t]`, which the fused product
@@ -89,7 +105,7 @@ impl Attention {
     fn heads(&self, x_btd: &Tensor) -> [Tensor; 3] {
         let (b, t, d) = x_btd.size3().expect("[b, t, d]");
         let weight_3dd = self.precision.factor(&self.qkv_3dd);
-        let qkv = self.precision.factor(x_btd).linear(&weight_3dd, None::<&Tensor>);
+        let qkv = linear(&self.precision.factor(x_btd), &weight_3dd);
         [0, 1, 2].map(|part| {
             let x_btd = qkv.narrow(-1, part * d, d);
             x_btd.view([b, t, self.heads, d / self.heads]).transpose(1, 2)
@@ -100,7 +116,7 @@ impl Attention {
     fn output(&self, y_bmtc: &Tensor) -> Tensor {
         let (b, m, t, c) = y_bmtc.size4().expect("[b, m, t, c]");
         let y_btd = y_bmtc.transpose(1, 2).contiguous().view([b, t, m * c]);
-        y_btd.linear(&self.precision.factor(&self.out_dd), None::<&Tensor>)
+        linear(&y_btd, &self.precision.factor(&self.out_dd))
     }
 }
 
@@ -109,7 +125,7 @@ mod tests {
     use super::*;
     use moe_routers::ParamStore;
     use moe_routers::tolerance::tolerance;
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     /// The fused output, and the other way's output and weights.
     fn attended(causal: bool) -> (Tensor, Tensor, Tensor) {
@@ -127,6 +143,26 @@ mod tests {
         for causal in [true, false] {
             let (want_btd, got_btd, _) = attended(causal);
             assert!(got_btd.allclose(&want_btd, limit, limit, false), "{causal}");
+        }
+    }
+
+    /// Outputs and gradients in `bf16`, whose causal softmax is in place, beside `f32`.
+    #[test]
+    fn two_products_in_bf16_are_attention_and_so_is_their_gradient() {
+        let run = |precision| {
+            let store = ParamStore::new(5, Device::Cpu, Kind::Float);
+            let mut attention = Attention::new(&store.root(), 16, 2, 1.0);
+            attention.set_precision(precision);
+            let x_btd = store.root().matrix("x", &[2, 33, 16], 2.0);
+            let y_btd = attention.forward(&x_btd);
+            (y_btd.square()).sum(Kind::Float).backward();
+            [y_btd.detach(), x_btd.grad(), attention.qkv_3dd.grad()]
+        };
+        let limit = tolerance(Kind::BFloat16).gradient;
+        for (got, want) in run(Precision::Bf16).iter().zip(&run(Precision::Fp32)) {
+            let scale = want.abs().max().double_value(&[]);
+            let off = (got - want).abs().max().double_value(&[]) / scale;
+            assert!(off > 0.0 && off < limit, "{off}");
         }
     }
 

@@ -9,6 +9,7 @@ use crate::layer::{LayerTrace, MoeLayer};
 use crate::lm::{LmConfig, RoutingGroup, Rules};
 use crate::memory::Memory;
 use crate::precision::Precision;
+use crate::recompute::Recompute;
 use moe_core::RouteError;
 use moe_routers::noise::Site;
 use moe_routers::norm::TorchNorm;
@@ -96,6 +97,13 @@ impl Block {
         let (FeedForward::Dense(experts) | FeedForward::Sparse(MoeLayer { experts, .. })) =
             &mut self.feed_forward;
         *experts = experts.with_precision(precision);
+    }
+
+    /// Sets what the backward pass computes again.
+    pub(crate) fn set_recompute(&mut self, recompute: Recompute) {
+        let (FeedForward::Dense(experts) | FeedForward::Sparse(MoeLayer { experts, .. })) =
+            &mut self.feed_forward;
+        *experts = experts.with_recompute(recompute);
     }
 
     /// The same, but a token attends to all tokens.

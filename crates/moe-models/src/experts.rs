@@ -12,6 +12,7 @@ mod fused;
 mod padded;
 
 use crate::precision::Precision;
+use crate::recompute::Recompute;
 use moe_routers::{Params, TensorPlan};
 use moe_torch_sys::cuda::CudaBank;
 use moe_torch_sys::fused::{BankTensors, FusedBank};
@@ -133,6 +134,7 @@ pub struct Experts {
     fused: Option<FusedBank>,
     cuda: Option<CudaBank>,
     precision: Precision,
+    recompute: Recompute,
 }
 
 /// One expert's weights, views into the bank.
@@ -160,6 +162,7 @@ impl Experts {
             fused: None,
             cuda: None,
             precision: Precision::Fp32,
+            recompute: Recompute::None,
         };
         bank.with_exec(exec)
     }
@@ -251,6 +254,7 @@ impl Experts {
             fused: self.fused_bank(exec),
             cuda: self.cuda_bank(exec),
             precision: self.precision,
+            recompute: self.recompute,
         }
     }
 
@@ -274,6 +278,13 @@ impl Experts {
         Self { precision, ..self.with_exec(exec) }
     }
 
+    /// The same weights, whose fused kernels keep or compute again what the backward pass reads. Other
+    /// ways of running leave that to libtorch, which keeps it.
+    pub fn with_recompute(&self, recompute: Recompute) -> Self {
+        let same = self.with_exec(ExpertExec::Loop);
+        Self { recompute, ..same }.with_exec(self.exec)
+    }
+
     /// The weights as factors of products in `bf16`, with their graph.
     fn rounded(&self) -> Self {
         let round = |t: &Tensor| t.to_kind(Kind::BFloat16);
@@ -289,6 +300,7 @@ impl Experts {
             fused: None,
             cuda: None,
             precision: Precision::Fp32,
+            recompute: Recompute::None,
         };
         bank.with_exec(exec)
     }

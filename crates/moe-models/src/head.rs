@@ -15,6 +15,8 @@ pub mod adaptive;
 use crate::precision::Precision;
 use adaptive::Adaptive;
 use moe_torch_sys::graph::{attach, wants_graph};
+use moe_torch_sys::linear::product;
+use moe_torch_sys::softmax;
 use tch::{Kind, Tensor};
 
 /// Tokens whose scores exist at a time.
@@ -56,22 +58,14 @@ fn forward(
     let mut grads = graph.then(|| [x_nd.empty_like(), head_vd.zeros_like()]);
     for first in (0..tokens).step_by(CHUNK as usize) {
         let count = CHUNK.min(tokens - first);
-        let (x_cd, y_c1) =
-            (x_low_nd.narrow(0, first, count), y_n.narrow(0, first, count).unsqueeze(1));
-        // Widened first: a softmax that widens as it goes takes twice the time on a CPU.
-        let score_cv = x_cd.matmul(&head_low_vd.tr()).to_kind(wide);
-        let mut log_cv = score_cv.log_softmax(-1, wide);
-        loss -= log_cv.gather(1, &y_c1, false).sum(wide) * share;
+        let (x_cd, y_c) = (x_low_nd.narrow(0, first, count), y_n.narrow(0, first, count));
+        let score_cv = product(&x_cd, &head_low_vd);
+        let (sum, error_cv) = errors(score_cv, &y_c, share, wide);
+        loss += sum * share;
         if let Some([dx_nd, dhead_vd]) = &mut grads {
-            let mut error_cv = log_cv.exp_().g_mul_scalar_(share);
-            let minus = Tensor::full([count, 1], -share, (wide, x_nd.device()));
-            let error_cv = error_cv.scatter_add_(1, &y_c1, &minus).to_kind(x_cd.kind());
-            dx_nd.narrow(0, first, count).copy_(&error_cv.matmul(&head_low_vd));
+            dx_nd.narrow(0, first, count).copy_(&product(&error_cv, &head_low_vd.tr()));
             // In `bf16` the sum over chunks is still one of `f32`.
-            let _ = match precision {
-                Precision::Fp32 => dhead_vd.addmm_(&error_cv.tr(), &x_cd),
-                Precision::Bf16 => dhead_vd.g_add_(&error_cv.tr().matmul(&x_cd)),
-            };
+            let _ = dhead_vd.g_add_(&product(&error_cv.tr(), &x_cd.tr()));
         }
     }
     (loss, grads)
@@ -112,6 +106,23 @@ impl Head {
     }
 }
 
+/// The sum of the rows' cross-entropies, and the gradient of the scores of `share` times that, in the
+/// scores' kind.
+fn errors(mut score_cv: Tensor, y_c: &Tensor, share: f64, wide: Kind) -> (Tensor, Tensor) {
+    if softmax::takes(&score_cv) {
+        let sum = softmax::cross_entropy(&mut score_cv, y_c, share);
+        let sum = sum.unwrap_or_else(|e| panic!("cross-entropy: {e}"));
+        return (Tensor::from(sum).to_kind(wide), score_cv);
+    }
+    let (kind, y_c1) = (score_cv.kind(), y_c.unsqueeze(1));
+    // Widened first: a softmax that widens as it goes takes twice the time on a CPU.
+    let mut log_cv = score_cv.to_kind(wide).log_softmax(-1, wide);
+    let sum = -log_cv.gather(1, &y_c1, false).sum(wide);
+    let mut error_cv = log_cv.exp_().g_mul_scalar_(share);
+    let minus = Tensor::full(y_c1.size(), -share, (wide, y_c1.device()));
+    (sum, error_cv.scatter_add_(1, &y_c1, &minus).to_kind(kind))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,6 +155,24 @@ mod tests {
         for (mine, theirs) in my_grads.iter().zip(&their_grads) {
             let off = (mine - theirs).abs().max().double_value(&[]);
             assert!(off < limits.gradient, "{off}");
+        }
+    }
+
+    /// The kernels of this workspace and, for `f64`, libtorch's: the same loss and gradients.
+    #[test]
+    fn f64_goes_through_libtorch_and_agrees() {
+        let (x_nd, head_vd) = (random(&[40, 5]), random(&[7, 5]));
+        let y_n = Tensor::randint(7, [40], (Kind::Int64, Device::Cpu));
+        let run = |kind: Kind| {
+            let leaf = |t: &Tensor| t.detach().to_kind(kind).copy().set_requires_grad(true);
+            let (x_nd, head_vd) = (leaf(&x_nd), leaf(&head_vd));
+            let loss = cross_entropy(&x_nd, &head_vd, &y_n, Precision::Fp32);
+            loss.backward();
+            [loss.detach(), x_nd.grad(), head_vd.grad()].map(|t| t.to_kind(Kind::Double))
+        };
+        let limit = tolerance(Kind::Float).gradient;
+        for (got, want) in run(Kind::Float).iter().zip(&run(Kind::Double)) {
+            assert!(got.allclose(want, limit, limit, false));
         }
     }
 

@@ -20,6 +20,7 @@ pub mod lm;
 pub mod loss;
 pub mod memory;
 mod precision;
+mod recompute;
 pub mod smoe_vae;
 pub mod vit;
 
@@ -33,5 +34,6 @@ pub use loss::LossWeights;
 pub use memory::Memory;
 pub use moe_routers::Norm;
 pub use precision::Precision;
+pub use recompute::Recompute;
 pub use smoe_vae::{SmoeVae, VaeConfig};
 pub use vit::{ImageSpec, Pool, Vit, VitConfig};

@@ -14,6 +14,7 @@ use crate::layer::{LayerTrace, MoeLayer};
 use crate::loss::LossWeights;
 use crate::memory::Memory;
 use crate::precision::Precision;
+use crate::recompute::Recompute;
 use moe_core::{CapacityPolicy, RouteError};
 use moe_routers::norm::TorchNorm;
 use moe_routers::residual::{Carried, LN_EPS, PlainConfig};
@@ -379,6 +380,15 @@ impl DecoderLm {
         self.precision = precision;
         for block in &mut self.blocks {
             block.set_precision(precision);
+        }
+        self
+    }
+
+    /// The same parameters, whose backward pass computes `recompute` again rather than finding it kept.
+    #[must_use]
+    pub fn with_recompute(mut self, recompute: Recompute) -> Self {
+        for block in &mut self.blocks {
+            block.set_recompute(recompute);
         }
         self
     }

@@ -1,6 +1,7 @@
 //! What products are carried out in. Parameters, norms, softmax, routers, losses and the stream between
 //! layers are `f32` either way.
 
+use moe_torch_sys::linear::linear;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -27,6 +28,6 @@ impl Precision {
 
     /// `x W^T` without a bias, as `x` is.
     pub fn linear(self, x: &Tensor, weight: &Tensor) -> Tensor {
-        self.factor(x).linear(&self.factor(weight), None::<&Tensor>).to_kind(x.kind())
+        linear(&self.factor(x), &self.factor(weight)).to_kind(x.kind())
     }
 }

@@ -69,5 +69,11 @@ unsafe extern "C" {
     ) -> *mut c_char;
     pub(crate) fn moe_current_stream(device: c_int, stream: *mut *mut c_void) -> *mut c_char;
     pub(crate) fn moe_own_grad(leaf: *mut C_tensor, grad: *mut *mut C_tensor) -> *mut c_char;
+    pub(crate) fn moe_has_onednn() -> bool;
+    pub(crate) fn moe_onednn_linear(
+        x_ni: *mut C_tensor,
+        weight_oi: *mut C_tensor,
+        y_no: *mut *mut C_tensor,
+    ) -> *mut c_char;
     pub(crate) fn moe_set_deterministic(on: bool) -> *mut c_char;
 }

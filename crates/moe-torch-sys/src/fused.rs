@@ -107,7 +107,11 @@ impl HostRows {
 
 /// Packed weights of a bank, kept until the weights change.
 #[derive(Debug, Clone)]
-pub struct FusedBank(Arc<Mutex<State>>);
+pub struct FusedBank {
+    state: Arc<Mutex<State>>,
+    /// Whether the hidden layer is computed again in the backward pass.
+    recompute: bool,
+}
 
 #[derive(Debug)]
 struct State {
@@ -131,7 +135,14 @@ impl FusedBank {
     pub fn new(shape: Shape, dtype: Dtype) -> Result<Self, KernelError> {
         let packed = Packed::new(shape, dtype, Isa::detect())?;
         let state = State { packed, seen: Vec::new(), spare: Vec::new() };
-        Ok(Self(Arc::new(Mutex::new(state))))
+        Ok(Self { state: Arc::new(Mutex::new(state)), recompute: false })
+    }
+
+    /// The same bank, whose backward pass computes the hidden layer again (`true`) or finds it saved by
+    /// the forward pass. The gradients are the same to the bit.
+    #[must_use]
+    pub fn recomputing(self, recompute: bool) -> Self {
+        Self { recompute, ..self }
     }
 
     /// All experts on their rows, combined: `x_td` `[t, d]` to `[t, d]` of the same kind, on the graph of
@@ -154,13 +165,16 @@ impl FusedBank {
         inputs.extend(weights.all());
         let graph = wants_graph(&inputs);
         let step = Step::new(x_td, rows, weights);
-        let mut saved = graph.then(|| self.lock().spare.pop().unwrap_or_default());
-        let y_td = self.forward(&step, saved.as_mut())?.to_kind(x_td.kind());
-        let Some(mut saved) = saved else { return Ok(y_td) };
+        let save = graph && !self.recompute;
+        let mut saved = save.then(|| self.lock().spare.pop().unwrap_or_default());
+        let y_td = self.forward(&step, saved.as_mut(), graph)?.to_kind(x_td.kind());
+        if !graph {
+            return Ok(y_td);
+        }
         let bank = self.clone();
         let attached = attach(&y_td, &inputs, move |dy_td| {
-            let grads = bank.backward(&step, dy_td, &mut saved);
-            bank.lock().spare.push(std::mem::take(&mut saved));
+            let grads = bank.backward(&step, dy_td, saved.as_mut());
+            bank.lock().spare.extend(saved.take());
             grads
         })?;
         Ok(attached)
@@ -168,17 +182,22 @@ impl FusedBank {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // What a panicked holder left is rewritten by the next packing.
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn forward(&self, step: &Step, saved: Option<&mut Saved>) -> Result<Tensor, KernelError> {
+    fn forward(
+        &self,
+        step: &Step,
+        saved: Option<&mut Saved>,
+        graph: bool,
+    ) -> Result<Tensor, KernelError> {
         let mut state = self.lock();
         state.pack(step)?;
         let mut y_td = step.x_td.empty_like();
         // SAFETY: `y_td` was made above.
         let y = unsafe { values_mut(&mut y_td) };
         // A few tokens wait for weights, not for products.
-        let few = step.tokens() <= moe_kernels::MOST_TOKENS && saved.is_none();
+        let few = step.tokens() <= moe_kernels::MOST_TOKENS && !graph;
         let by_token = if few { step.rows.by_token(step.tokens()) } else { None };
         if let Some((experts, weights)) = by_token {
             WORKSPACE.with_borrow_mut(|workspace| {
@@ -194,7 +213,7 @@ impl FusedBank {
         Ok(y_td)
     }
 
-    fn backward(&self, step: &Step, dy_td: &Tensor, saved: &mut Saved) -> Grads {
+    fn backward(&self, step: &Step, dy_td: &Tensor, saved: Option<&mut Saved>) -> Grads {
         let state = self.lock();
         if state.seen != step.versions() {
             return Err("expert weights were written between forward and backward".into());
@@ -217,7 +236,7 @@ impl FusedBank {
                 unsafe { (values_mut(&mut dx_td), values_mut(&mut dweight_n)) };
             let weights = weight_grads(&step.has, &mut grads);
             let mut output = BackwardOutput { dx_td, dweight_n, weights };
-            moe_kernels::backward(&state.packed, input, &mut output, Some(saved), workspace)
+            moe_kernels::backward(&state.packed, input, &mut output, saved, workspace)
         });
         result.map_err(|e| e.to_string())?;
         let own = [dx_td.to_kind(step.kinds[0]), dweight_n.to_kind(step.kinds[1])];

@@ -1,6 +1,7 @@
 //! The memory of CPU tensors as slices, for kernels that know nothing of tensors.
 #![expect(unsafe_code, reason = "tensors lend their memory")]
 
+use moe_kernels::Bf16;
 use tch::{Device, Kind, Tensor};
 
 /// The values of a contiguous `f32` tensor on the CPU, row-major.
@@ -24,6 +25,29 @@ pub(crate) fn values(tensor: &Tensor) -> &[f32] {
 pub(crate) unsafe fn values_mut(tensor: &mut Tensor) -> &mut [f32] {
     check(tensor, Kind::Float);
     // SAFETY: contiguous `f32` in host memory; by this function's contract nobody shares it.
+    unsafe { std::slice::from_raw_parts_mut(start(tensor), tensor.numel()) }
+}
+
+/// The values of a contiguous `bf16` tensor on the CPU.
+///
+/// # Panics
+/// As [`values`].
+pub(crate) fn bits(tensor: &Tensor) -> &[Bf16] {
+    check(tensor, Kind::BFloat16);
+    // SAFETY: as in `values`; `Bf16` is 16 bits without a layout of its own.
+    unsafe { std::slice::from_raw_parts(start(tensor), tensor.numel()) }
+}
+
+/// The same for writing.
+///
+/// # Safety
+/// As [`values_mut`].
+///
+/// # Panics
+/// As [`values`].
+pub(crate) unsafe fn bits_mut(tensor: &mut Tensor) -> &mut [Bf16] {
+    check(tensor, Kind::BFloat16);
+    // SAFETY: as in `values_mut` and `bits`.
     unsafe { std::slice::from_raw_parts_mut(start(tensor), tensor.numel()) }
 }
 

@@ -1,6 +1,7 @@
 //! What libtorch offers and `tch` does not expose: steps of the autograd graph written in Rust
 //! ([`graph`]) and the fused experts as such a step, on a CPU ([`fused`]) and on a GPU ([`cuda`]), the
-//! fused optimiser ([`optimizer`]), the deterministic mode ([`determinism`]), the allocator's settings
+//! fused optimiser ([`optimizer`]), products through oneDNN ([`linear`]), softmax in one pass
+//! ([`softmax`]), the deterministic mode ([`determinism`]), the allocator's settings
 //! ([`memory`]), and CUDA at run time.
 //!
 //! Binaries of this workspace link the CPU part of libtorch only; if the
@@ -13,8 +14,10 @@ mod ffi;
 pub mod fused;
 pub mod graph;
 mod host;
+pub mod linear;
 pub mod memory;
 pub mod optimizer;
+pub mod softmax;
 
 pub use ffi::ShimError;
 

@@ -2,6 +2,7 @@
 // libtorch throws and hands it back as text; Rust owns that text and gives it back to moe_free_text.
 
 #include <ATen/Context.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -91,6 +92,15 @@ std::vector<Tensor> list(Tensor *const *tensors, size_t count) {
   return all;
 }
 
+// `x W^T` with oneDNN's own choice of kernel, whatever the strides of the factors.
+using OneDnnLinear = Tensor(const Tensor &, const Tensor &, const std::optional<Tensor> &,
+                            std::string_view, c10::List<std::optional<at::Scalar>>,
+                            std::optional<std::string_view>);
+
+std::optional<c10::OperatorHandle> onednn_linear() {
+  return c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
+}
+
 }  // namespace
 
 extern "C" {
@@ -155,6 +165,19 @@ char *moe_fused_adamw(Tensor *const *params, Tensor *const *grads, Tensor *const
     // The kernel writes behind the back of version counters; whoever keeps a copy reads them.
     for (auto *written : {&p, &a, &b})
       for (auto &tensor : *written) tensor.unsafeGetTensorImpl()->bump_version();
+  });
+}
+
+// Whether this libtorch has oneDNN's linear layer.
+bool moe_has_onednn() { return at::globalContext().hasMKLDNN() && onednn_linear().has_value(); }
+
+// `x_ni weight_oi^T` through oneDNN, without a graph; the caller owns the handle.
+char *moe_onednn_linear(Tensor *x_ni, Tensor *weight_oi, Tensor **y_no) {
+  return guarded([&] {
+    at::NoGradGuard guard;
+    static const auto linear = onednn_linear().value().typed<OneDnnLinear>();
+    c10::List<std::optional<at::Scalar>> none;
+    *y_no = new Tensor(linear.call(*x_ni, *weight_oi, std::nullopt, "none", none, std::nullopt));
   });
 }
 

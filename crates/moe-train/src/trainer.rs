@@ -10,7 +10,7 @@ use crate::schedule::{Decay, Schedule};
 use crate::task::Task;
 use moe_core::{MetricError, RouteError};
 use moe_data::{DataError, Split};
-use moe_models::Precision;
+use moe_models::{Precision, Recompute};
 use moe_routers::ParamStore;
 use moe_torch_sys::ShimError;
 use ndarray::Array2;
@@ -38,6 +38,9 @@ pub struct TrainConfig {
     pub accumulate: usize,
     /// What products are carried out in; parameters, optimiser, routers, norms and losses are `f32`.
     pub precision: Precision,
+    /// What the backward pass computes again rather than keeping it: `experts` keeps no hidden layers.
+    #[serde(skip_serializing_if = "keeps_all")]
+    pub recompute: Recompute,
     /// Tokens of a sequence.
     pub sequence: usize,
     /// Highest learning rate.
@@ -69,6 +72,11 @@ pub struct TrainConfig {
     pub skip_nonfinite: u64,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde wants")]
+fn keeps_all(recompute: &Recompute) -> bool {
+    *recompute == Recompute::None
+}
+
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
@@ -77,6 +85,7 @@ impl Default for TrainConfig {
             batch: 16,
             accumulate: 1,
             precision: Precision::Fp32,
+            recompute: Recompute::None,
             sequence: 128,
             lr: 3e-3,
             lr_floor: 0.1,

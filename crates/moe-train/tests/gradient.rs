@@ -1,7 +1,7 @@
 //! The gradient of a step: whole, or from one micro batch after another.
 
 use moe_data::{Corpus, TokenStream, TokenizerSpec};
-use moe_models::{DecoderLm, LmConfig, LossWeights, Precision, Rules};
+use moe_models::{DecoderLm, LmConfig, LossWeights, Precision, Recompute, Rules};
 use moe_routers::tolerance::tolerance;
 use moe_routers::{ParamStore, Role, Settings, router_config};
 use moe_train::{LmTask, TrainConfig, Trainer, checkpoint};
@@ -14,6 +14,10 @@ fn trainer(router: &str, accumulate: usize) -> Trainer {
 }
 
 fn in_precision(router: &str, accumulate: usize, precision: Precision) -> Trainer {
+    with(router, TrainConfig { batch: 4, accumulate, precision, ..TrainConfig::default() })
+}
+
+fn with(router: &str, train: TrainConfig) -> Trainer {
     let text = b"abcabdabe ".repeat(60);
     let corpus = Corpus::from_bytes("abc", &text, &text, &text).unwrap();
     let data = Arc::new(TokenStream::new(&corpus, &TokenizerSpec::Byte).unwrap());
@@ -26,14 +30,13 @@ fn in_precision(router: &str, accumulate: usize, precision: Precision) -> Traine
         active_hidden: 32,
         ..LmConfig::default()
     };
-    let train =
-        TrainConfig { batch: 4, accumulate, precision, sequence: 16, ..TrainConfig::default() };
+    let train = TrainConfig { sequence: 16, ..train };
     let store = ParamStore::new(0, Device::Cpu, Kind::Float);
     let router = router_config(router, &Settings::new()).unwrap();
     let losses = LossWeights { balance: Some(0.0), ..LossWeights::default() };
     let rules = Rules { losses, ..Rules::new(router.as_ref()) };
     let model = DecoderLm::new(&store, &config, &rules, 256).unwrap();
-    let model = model.with_precision(precision);
+    let model = model.with_precision(train.precision).with_recompute(train.recompute);
     let task = LmTask::new(model, data, (train.batch, train.sequence), Device::Cpu);
     Trainer::new(Box::new(task), store, train, 0)
 }
@@ -74,6 +77,23 @@ fn routers_see_the_loads_of_the_whole_step() {
     let whole = bias(1);
     assert!(!whole.is_empty() && whole[0].abs().max().double_value(&[]) > 0.0);
     assert_eq!(bias(4), whole);
+}
+
+/// Whether the backward pass finds the hidden layers or computes them again: the same bits, step by step,
+/// and for as few tokens as decoding takes without a graph.
+#[test]
+fn computing_experts_again_changes_no_bit() {
+    for (precision, batch) in [(Precision::Fp32, 4), (Precision::Bf16, 4), (Precision::Fp32, 1)] {
+        let run = |recompute| {
+            let train = TrainConfig { precision, recompute, batch, ..TrainConfig::default() };
+            let mut trainer = with("smoe", train);
+            let losses: Vec<f64> = (0..3).map(|_| trainer.train_step().unwrap().loss).collect();
+            (losses, gradients(&trainer))
+        };
+        let ((want, want_grads), (got, grads)) = (run(Recompute::None), run(Recompute::Experts));
+        assert_eq!(got, want, "{precision:?}");
+        assert!(grads.iter().zip(&want_grads).all(|(a, b)| a.equal(b)), "{precision:?}");
+    }
 }
 
 #[test]

@@ -56,7 +56,11 @@ impl Candidate {
         (all > 0.0).then(|| outside / all)
     }
 
-    fn time(&mut self) -> Result<f64> {
+    /// Runs it once; the seconds it took.
+    ///
+    /// # Errors
+    /// As [`Rounds::run`].
+    pub fn time(&mut self) -> Result<f64> {
         let start = Instant::now();
         let own = (self.run)()?;
         Ok(own.unwrap_or(start.elapsed().as_secs_f64()))

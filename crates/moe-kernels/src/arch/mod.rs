@@ -213,7 +213,7 @@ impl Lane for Pair {
 
 /// The nearest `bf16`, ties to even, in the low half. NaN stays NaN.
 #[inline(always)]
-fn to_bf16(x: f32) -> u32 {
+pub(crate) fn to_bf16(x: f32) -> u32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
     if x.is_nan() { bits >> 16 | 0x40 } else { rounded }

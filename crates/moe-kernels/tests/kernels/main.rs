@@ -7,6 +7,7 @@ mod emulator;
 mod errors;
 mod oracle;
 mod parity;
+mod softmax;
 mod threads;
 
 use moe_kernels::Isa;

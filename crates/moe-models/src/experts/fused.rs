@@ -3,6 +3,7 @@
 //! Axis letters: `g` groups, `t` tokens, `d` width.
 
 use super::{Activation, ExpertExec, Experts};
+use crate::recompute::Recompute;
 use moe_kernels::{Dtype, Shape};
 use moe_routers::plan::SparseRows;
 use moe_torch_sys::fused::{FusedBank, Rows};
@@ -29,7 +30,8 @@ impl Experts {
             activation: kernel_activation(self.activation),
             bias: self.b1_eh.is_some(),
         };
-        Some(FusedBank::new(shape, dtype).unwrap_or_else(|e| panic!("packed experts: {e}")))
+        let bank = FusedBank::new(shape, dtype).unwrap_or_else(|e| panic!("packed experts: {e}"));
+        Some(bank.recomputing(self.recompute == Recompute::Experts))
     }
 
     /// The only expert on every token, `[.., d] -> [.., d]`.

@@ -6,6 +6,7 @@ use crate::error::Misuse;
 use crate::speed::Dtype;
 use crate::speed::child::{Answer, Hello, serve};
 use anyhow::Result;
+use moe_models::Recompute;
 use moe_train::{Decay, StepReport, TrainConfig, Trainer};
 use tch::Device;
 
@@ -19,17 +20,23 @@ pub struct Variant {
     pub name: &'static str,
     /// Micro batches of a step.
     accumulate: usize,
+    /// Whether the hidden layers of experts are computed again.
+    recompute: Recompute,
     /// Whether the model has dense layers of a token's active width in the place of experts.
     dense: bool,
 }
 
 impl Variant {
     /// All of them; the first is the default path.
-    pub const ALL: [Self; 3] = [
-        Self { name: "moe", accumulate: 1, dense: false },
-        Self { name: "dense-model", accumulate: 1, dense: true },
-        Self { name: "accumulate", accumulate: 4, dense: false },
+    pub const ALL: [Self; 4] = [
+        Self::PLAIN,
+        Self { name: "dense-model", dense: true, ..Self::PLAIN },
+        Self { name: "accumulate", accumulate: 4, ..Self::PLAIN },
+        Self { name: "recompute", recompute: Recompute::Experts, ..Self::PLAIN },
     ];
+
+    const PLAIN: Self =
+        Self { name: "moe", accumulate: 1, recompute: Recompute::None, dense: false };
 
     /// The variant of this name.
     ///
@@ -46,6 +53,7 @@ impl Variant {
     /// A trainer of the model at its first step, learning at the rate `lr`.
     pub fn trainer(self, size: &StepSize, dtype: Dtype, lr: f64, device: Device) -> Trainer {
         let (store, model) = size.build(self.dense, dtype, device);
+        let model = model.with_recompute(self.recompute);
         let config = TrainConfig {
             steps: BATCHES,
             batch: size.batch as usize,
