@@ -68,7 +68,7 @@ impl RoutingMetrics {
     /// The measures of a run's evaluations; `None` if none looked at a probe set.
     pub fn of(evals: &[&EvalLine]) -> Option<Self> {
         let looks = || evals.iter().filter_map(|eval| Some((eval.step, eval.probe.as_ref()?)));
-        let last = looks().last()?.1;
+        let last = looks().next_back()?.1;
         let of = |measure: fn(&LayerProbe) -> Option<f64>| over_layers(last, measure);
         let curve = |measure: fn(&LayerProbe) -> Option<f64>| -> Vec<(u64, f64)> {
             looks().filter_map(|(step, look)| Some((step, over_layers(look, measure)?))).collect()
