@@ -1,6 +1,5 @@
 //! Published sets of damaged images: CIFAR-10-C's arrays, ImageNet-C's folders.
 
-
 use std::fs;
 use std::path::Path;
 
@@ -68,7 +67,10 @@ fn folders_are_labelled_by_the_classes_of_the_training_set() {
     // The second class alone is there, and it keeps its number.
     assert_eq!((fog.labels(), fog.pixels(0)[0]), (&[1][..], 99));
     let damaged = like.with_split(Split::Test, fog).unwrap();
-    assert_eq!((damaged.split(Split::Test).len(), damaged.split(Split::Valid).len()), (1, like.split(Split::Valid).len()));
+    assert_eq!(
+        (damaged.split(Split::Test).len(), damaged.split(Split::Valid).len()),
+        (1, like.split(Split::Valid).len())
+    );
     assert_eq!(damaged.moments(), like.moments());
     assert!(read(&directory.path().join("c"), &like, (ImageCorruption::Fog, 4)).unwrap().is_none());
     picture(&severe.join("n99/a.png"), 1);
@@ -81,6 +83,7 @@ fn images_of_another_size_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let like = folders(&directory.path().join("set"));
     let other = Images::open("fashion-small", None).unwrap();
-    let error = like.with_split(Split::Test, other.split(Split::Test).clone()).unwrap_err().to_string();
+    let error =
+        like.with_split(Split::Test, other.split(Split::Test).clone()).unwrap_err().to_string();
     assert!(error.contains("1 x 28 x 28; expected 3 x 4 x 4"), "{error}");
 }
