@@ -29,6 +29,7 @@ use moe_models::{LmConfig, Precision, TextPool};
 use moe_train::{Frozen, Trainer, checkpoint};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use toml::Value;
@@ -68,8 +69,9 @@ struct Source {
     checkpoint: PathBuf,
 }
 
-fn refused(reason: impl Into<String>) -> Misuse {
-    Misuse::recipe("classify.from", reason.into())
+/// Not [`Misuse::recipe`], which takes a path before a colon for a key.
+fn refused(reason: impl Display) -> Misuse {
+    Misuse::new(format!("classify.from: {reason}"))
 }
 
 impl Source {
