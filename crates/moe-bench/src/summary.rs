@@ -71,9 +71,10 @@ fn spreads(runs: &[&Metrics]) -> BTreeMap<String, Spread> {
     values.into_iter().map(|(name, values)| (name.to_owned(), spread(&values))).collect()
 }
 
-/// Every scalar field of [`Metrics`] under its own name.
-fn scalars(metrics: &Metrics) -> [(&'static str, Option<f64>); 14] {
-    [
+/// Every scalar field of [`Metrics`] under its own name, and what the task measured besides.
+pub fn scalars(metrics: &Metrics) -> Vec<(&str, Option<f64>)> {
+    let measures = metrics.measures.iter().map(|(name, value)| (name.as_str(), Some(*value)));
+    let fields = [
         ("valid_loss", Some(metrics.valid_loss)),
         ("valid_perplexity", Some(metrics.valid_perplexity)),
         ("bits_per_byte", metrics.bits_per_byte),
@@ -88,7 +89,8 @@ fn scalars(metrics: &Metrics) -> [(&'static str, Option<f64>); 14] {
         ("params_active", Some(metrics.params_active as f64)),
         ("params_total", Some(metrics.params_total as f64)),
         ("train_seconds", Some(metrics.train_seconds)),
-    ]
+    ];
+    fields.into_iter().chain(measures).collect()
 }
 
 /// Mean and sample standard deviation of at least one value.
@@ -146,7 +148,8 @@ mod tests {
         let fields = json.as_object().unwrap().iter();
         let scalar: Vec<_> =
             fields.filter(|(_, v)| v.is_number()).map(|(k, _)| k.clone()).collect();
-        let summarised: Vec<_> = scalars(&metrics).map(|(name, _)| name.to_owned()).into();
+        let summarised: Vec<_> =
+            scalars(&metrics).iter().map(|(name, _)| (*name).to_owned()).collect();
         assert_eq!(summarised, scalar);
     }
 

@@ -15,6 +15,7 @@ pub fn terms(base: &Recipe, data: &Subject, cells: &[Cell]) -> Terms {
         steps: train.steps,
         tokens_per_step: tokens_per_step as u64,
         unigram_loss: data.floor(),
+        unit: data.unit().trim_end_matches('s').into(),
         equal: vec![
             "data, and the batch of every step: a function of (seed, step)".into(),
             "initial weights of every tensor that has the same name and shape".into(),
@@ -67,8 +68,11 @@ fn unequal(cell: &Cell) -> Vec<String> {
     facts
 }
 
-/// Whether neither router nor residual sees later tokens of its group.
+/// Whether neither router nor residual sees later tokens of its group. In an image no token is later.
 pub fn is_causal(cell: &Cell) -> bool {
+    if cell.recipe.vision.is_some() {
+        return true;
+    }
     let residual = || cell.recipe.residual.residual().is_ok_and(|residual| residual.causal());
     cell.recipe.router.router().is_ok_and(|router| router.causal()) && residual()
 }

@@ -41,7 +41,7 @@ fn chart(offers: &[Offer<'_, '_>], frame: Frame) -> Plot {
     let loss = hull(offers.iter().map(|offer| offer.loss), 0.12);
     let speed = hull(offers.iter().map(|offer| offer.speed), 0.08);
     let x = Axis { range: speed, title: "training tokens per second", show: kilo };
-    let y = Axis { range: loss, title: "validation loss, nats per token", show: plain };
+    let y = Axis { range: loss, title: "validation loss, nats", show: plain };
     let mut plot = Plot::new(frame, describe(offers), x, y);
     plot.lines.push(Line { points: frontier(offers), look: &REFERENCE, width: 1.2, opacity: 1.0 });
     plot.lines.extend(offers.iter().rev().flat_map(bars));
