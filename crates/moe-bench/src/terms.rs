@@ -151,6 +151,14 @@ mod tests {
     }
 
     #[test]
+    fn in_an_image_no_token_is_later() {
+        let images = Recipe::parse(include_str!("../../../recipes/vision.toml"), &[]).unwrap();
+        let causal =
+            |base: &Recipe| is_causal(&Cell::new(base, "soft-moe", 0, Path::new("out")).unwrap());
+        assert!(causal(&images) && !causal(&Recipe::default()));
+    }
+
+    #[test]
     fn what_sees_later_tokens_is_said_to() {
         assert_eq!(facts("smoe+momentum"), [""; 0]);
         let sharp = facts("smoe+sharpness-momentum");
