@@ -94,11 +94,12 @@ mod tests {
 
     #[test]
     fn shares_are_of_what_there_is() {
-        let (MemoryCap::Bytes(whole), MemoryCap::Bytes(half)) =
-            (MemoryCap::share(1), MemoryCap::share(2))
-        else {
-            return assert!(cfg!(not(target_os = "linux")));
+        let bytes = |jobs| match MemoryCap::share(jobs) {
+            MemoryCap::Bytes(bytes) => bytes,
+            // A system that does not say.
+            MemoryCap::None => 0,
         };
-        assert!(whole > 1 << 28 && half == whole / 2, "{whole} {half}");
+        assert!(cfg!(not(target_os = "linux")) || bytes(1) > 1 << 28, "{}", bytes(1));
+        assert_eq!(bytes(2), bytes(1) / 2);
     }
 }
