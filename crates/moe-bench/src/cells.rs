@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -84,6 +84,11 @@ impl fmt::Display for CellEnd {
     }
 }
 
+/// Where a comparison in `out` keeps the run of a router and a seed.
+pub fn run_dir(out: &Path, router: &str, seed: u64) -> PathBuf {
+    out.join("runs").join(format!("{}-s{seed}", router.replace([':', '+'], "-")))
+}
+
 impl Cell {
     /// Router and seed, for people.
     pub fn name(&self) -> String {
@@ -101,8 +106,7 @@ impl Cell {
             recipe.residual = MethodRecipe::named(residual);
         }
         recipe.check()?;
-        let dir = out.join("runs").join(format!("{}-s{seed}", router.replace([':', '+'], "-")));
-        let (recipe, dir) = (recipe.resolved()?, RunDir(dir));
+        let (recipe, dir) = (recipe.resolved()?, RunDir(run_dir(out, router, seed)));
         Ok(Self { router: router.into(), recipe, dir, asked: true })
     }
 }

@@ -33,10 +33,14 @@ enum Command {
     /// Look after checkpoints.
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
-    /// Make a comparison's table and report.html again from its results.json.
+    /// Make a comparison's table and report.html again from its results.json, and a page about several.
     Report {
-        /// Directory of a comparison.
-        dir: PathBuf,
+        /// Directories of comparisons.
+        #[arg(required = true)]
+        dirs: Vec<PathBuf>,
+        /// Write one Markdown page about all of them: leaderboards, routing measures, claims of papers.
+        #[arg(long, value_name = "FILE")]
+        study: Option<PathBuf>,
     },
     /// Compute every routing measure of a log that any program wrote; the format is in docs/routing-log.md.
     Inspect(InspectArgs),
@@ -404,7 +408,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Eval(args) => commands::eval(&args),
         Command::Compare(args) => commands::compare(&args),
         Command::Checkpoint(CheckpointCommand::Verify { dir }) => crate::verify::run(&dir),
-        Command::Report { dir } => commands::report(&dir),
+        Command::Report { dirs, study } => commands::report(&dirs, study.as_deref()),
         Command::Gate(args) => crate::gate::run(&args),
         Command::Ab(args) => crate::gate::ab::run(&args),
         Command::Inspect(args) => commands::inspect(&args),

@@ -26,7 +26,7 @@ use crate::{data, papers, worker};
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tch::{Device, Kind, Tensor};
@@ -268,7 +268,24 @@ fn watch(
 ///
 /// # Errors
 /// No results there, results of another layout, or a directory that cannot be written.
-pub fn report(dir: &Path) -> Result<()> {
+pub fn report(dirs: &[PathBuf], study: Option<&Path>) -> Result<()> {
+    let mut read = Vec::new();
+    for dir in dirs {
+        let results = results(dir)?;
+        crate::compare::write(dir, &results)?;
+        println!("{}", render(&results, Style::Terminal));
+        println!("{}", dir.join("report.html").display());
+        read.push((dir.clone(), results));
+    }
+    let Some(path) = study else { return Ok(()) };
+    let page = crate::study::page(&read)?;
+    fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("{}", path.display());
+    Ok(())
+}
+
+/// The results in the directory of a comparison.
+fn results(dir: &Path) -> Result<Results> {
     let path = dir.join("results.json");
     let json = fs::read_to_string(&path)
         .map_err(|e| Misuse::new(format!("{}: {e}; this is no comparison", path.display())))?;
@@ -281,10 +298,7 @@ pub fn report(dir: &Path) -> Result<()> {
         results.schema,
         crate::results::SCHEMA
     );
-    crate::compare::write(dir, &results)?;
-    println!("{}", render(&results, Style::Terminal));
-    println!("{}", dir.join("report.html").display());
-    Ok(())
+    Ok(results)
 }
 
 /// `moe data`.

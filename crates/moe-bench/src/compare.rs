@@ -4,6 +4,7 @@ use crate::cli::CompareArgs;
 use crate::environment::{device_name, environment, hardware_threads};
 use crate::error::Misuse;
 use crate::export;
+use crate::files;
 use crate::memory_cap::MemoryCap;
 use crate::recipe::Recipe;
 use crate::results::{Results, Row, SCHEMA};
@@ -15,6 +16,7 @@ use crate::verdict::{default_reference, judge};
 use crate::worker::unless_stopped;
 use anyhow::{Context, Result};
 use moe_routers::{Method, PAPERS};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -120,11 +122,12 @@ impl Comparison {
         let mut terms = terms(&self.base, &data, &self.cells);
         let environment = environment(args.machine.device);
         let ends = self.pool.run(&self.cells, stop, watch);
-        let rows = self.rows(&ends);
+        let mut rows = self.rows(&ends);
         terms.unequal.extend(unequal_sizes(&rows));
         terms.unequal.extend(reuse::other_programs(&self.cells, &ends, &environment));
         let judgements = Some(judge(&rows, &self.reference, &|router| self.causal(router)));
         let summary = summarise(&rows, judgements.as_ref());
+        slim(&mut rows);
         let (schema, preset) = (SCHEMA.into(), self.preset.clone());
         let results = Results { schema, environment, preset, terms, rows, summary, judgements };
         write(&self.out, &results)?;
@@ -215,6 +218,18 @@ fn fits(pattern: &str, text: &str) -> bool {
     }
 }
 
+/// Takes out what is summarised, or would be shown for one seed alone: every run's `result.json` has it.
+fn slim(rows: &mut [Row]) {
+    let mut mapped = BTreeSet::new();
+    for row in rows {
+        let Some(routing) = row.metrics.as_mut().and_then(|m| m.routing.as_mut()) else { continue };
+        routing.first_lt.clear();
+        if routing.map.is_some() && !mapped.insert(row.router.clone()) {
+            routing.map = None;
+        }
+    }
+}
+
 /// The router that verdicts refer to: the one asked for, which has to be among those compared.
 fn reference(asked: Option<&str>, routers: &[String]) -> Result<String, Misuse> {
     let names: Vec<&str> = routers.iter().map(String::as_str).collect();
@@ -267,9 +282,7 @@ pub fn write(out: &Path, results: &Results) -> Result<()> {
     let html = crate::report::html(results)?;
     let page = [("results.json", json.into_bytes()), ("report.html", html.into_bytes())];
     for (name, bytes) in page.into_iter().chain(export::files(results)?) {
-        let path = out.join(name);
-        export::replace(&path, &bytes)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        files::replace(&out.join(name), &bytes)?;
     }
     Ok(())
 }

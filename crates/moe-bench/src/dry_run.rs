@@ -2,10 +2,10 @@
 
 use crate::cli::TrainArgs;
 use crate::environment::peak_memory_bytes;
-use crate::error::Misuse;
 use crate::estimate::{Estimate, estimate};
 use crate::recipe::Recipe;
 use crate::say::say;
+use crate::subject::Subject;
 use anyhow::Result;
 use moe_data::Split;
 use serde::Serialize;
@@ -19,14 +19,28 @@ struct DryRun {
     estimate: Estimate,
 }
 
-/// What was read to know the vocabulary.
+/// What was read to know the sizes of the model's ends.
 #[derive(Debug, Serialize)]
 struct Data {
     corpus: String,
     tokenizer: String,
-    train_tokens: usize,
-    valid_tokens: usize,
-    test_tokens: usize,
+    /// `tokens` or `images`.
+    unit: &'static str,
+    train: usize,
+    valid: usize,
+    test: usize,
+}
+
+impl Data {
+    fn new(subject: &Subject) -> Self {
+        let [train, valid, test] =
+            [Split::Train, Split::Valid, Split::Test].map(|split| match subject {
+                Subject::Text(text) => text.tokens(split).len(),
+                Subject::Images(images, _) => images.split(split).len(),
+            });
+        let (corpus, tokenizer) = (subject.name().to_owned(), subject.tokenizer());
+        Self { corpus, tokenizer, unit: subject.unit(), train, valid, test }
+    }
 }
 
 /// Prints what a run would be.
@@ -38,30 +52,21 @@ pub fn dry_run(args: &TrainArgs) -> Result<()> {
     if args.json {
         return Ok(say(&(serde_json::to_string_pretty(&found)? + "\n"))?);
     }
-    let Data { corpus, tokenizer, train_tokens, valid_tokens, test_tokens } = &found.data;
-    let ids = found.estimate.vocabulary;
+    let Data { corpus, tokenizer, unit, train, valid, test } = &found.data;
+    let choices = found.estimate.vocabulary;
+    let of = if found.recipe.vision.is_some() { "classes" } else { "ids" };
     let data = format!(
-        "data         {corpus} as {tokenizer}: {ids} ids; {train_tokens} + {valid_tokens} + {test_tokens} tokens"
+        "data         {corpus} as {tokenizer}: {choices} {of}; {train} + {valid} + {test} {unit}"
     );
     Ok(say(&format!("{}\n{data}\n{}", found.recipe.to_toml(), found.estimate.render()))?)
 }
 
-/// Reads the data, whose vocabulary decides the size of the output layer, and measures the model.
+/// Reads the data, which decide the size of the output layer, and measures the model.
 fn look(recipe: &Recipe) -> Result<DryRun> {
     let recipe = recipe.resolved()?;
     recipe.check()?;
-    if recipe.vision.is_some() {
-        let message = "--dry-run: measures language models, and not yet recipes with [vision]";
-        return Err(Misuse::new(message).into());
-    }
-    let stream = recipe.data.open()?;
-    let data = Data {
-        corpus: stream.corpus().into(),
-        tokenizer: stream.tokenizer().name().into(),
-        train_tokens: stream.tokens(Split::Train).len(),
-        valid_tokens: stream.tokens(Split::Valid).len(),
-        test_tokens: stream.tokens(Split::Test).len(),
-    };
-    let estimate = estimate(&recipe, stream.vocab_size(), peak_memory_bytes())?;
+    let subject = Subject::open(&recipe)?;
+    let data = Data::new(&subject);
+    let estimate = estimate(&recipe, subject.ends(), peak_memory_bytes())?;
     Ok(DryRun { recipe, data, estimate })
 }

@@ -15,9 +15,6 @@ use crate::results::{Results, Row};
 use crate::summary::scalars;
 use crate::table::{Style, render};
 use anyhow::Result;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::Path;
 
 /// One measure of one run.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,25 +103,6 @@ fn markdown(results: &Results) -> String {
     )
 }
 
-/// Puts a file in the place of another: whoever reads sees the one or the other, whole.
-///
-/// # Errors
-/// The file system's; the earlier file stands.
-pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let partial = path.with_file_name(format!("{name}.partial"));
-    let write = || {
-        let mut file = File::create(&partial)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)
-    };
-    write().inspect_err(|_| {
-        // What hindered the write may hinder this; the error of the write is the one to tell.
-        let _ = fs::remove_file(&partial);
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,8 +140,8 @@ mod tests {
             assert!(same(row[3].parse().unwrap(), want.value), "{row:?}");
         }
         let of = |router: &str| want.iter().filter(|m| m.router == router).count();
-        // 14 fields and `failed`; with accuracy; and nothing but `failed`.
-        assert_eq!((of("a, \"b\""), of("random"), of("switch")), (15, 31, 1));
+        // 14 fields and `failed`; with routing measures and accuracy; and nothing but `failed`.
+        assert_eq!((of("a, \"b\""), of("random"), of("switch")), (15, 41, 1));
         assert_eq!(want.last().unwrap().value, 1.0);
         assert!(want.iter().any(|m| m.measure == "accuracy" && m.value == 0.1));
     }
@@ -209,18 +187,5 @@ mod tests {
         ] {
             assert!(text.contains(part), "no {part} in: {text}");
         }
-    }
-
-    #[test]
-    fn a_file_is_replaced_whole_or_stands() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("results.csv");
-        replace(&path, b"old").unwrap();
-        replace(&path, b"new").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"new");
-        // The place of the partial file is taken by a directory.
-        fs::create_dir(dir.path().join("results.csv.partial")).unwrap();
-        assert!(replace(&path, b"newer").is_err());
-        assert_eq!(fs::read(&path).unwrap(), b"new");
     }
 }

@@ -4,7 +4,9 @@
 //! one process each, on equal terms; [`results`] is what it writes for other tools, [`table`] and
 //! [`report`] what it shows to people.
 
+pub mod between;
 pub mod cells;
+pub mod claims;
 pub mod cli;
 pub mod commands;
 pub mod compare;
@@ -17,6 +19,7 @@ pub mod environment;
 pub mod error;
 pub mod estimate;
 pub mod export;
+pub mod files;
 pub mod gate;
 pub mod inspect;
 pub mod limits;
@@ -25,6 +28,7 @@ pub mod memory_cap;
 pub mod method;
 pub mod overlay;
 pub mod papers;
+pub mod probe;
 pub mod progress;
 pub mod recipe;
 pub mod report;
@@ -34,6 +38,7 @@ pub mod run;
 mod say;
 pub mod schema;
 pub mod speed;
+pub mod study;
 pub mod subject;
 pub mod summary;
 pub mod sweep;

@@ -2,6 +2,8 @@
 //!
 //! Axis letters: `l` sparse layers, `e` experts.
 
+use crate::files;
+use crate::probe::{ProbeReport, RoutingMetrics};
 use crate::results::Metrics;
 use crate::tensorboard::{self, EventFile};
 use anyhow::{Context, Result};
@@ -45,6 +47,9 @@ pub struct EvalLine {
     /// What was measured.
     #[serde(flatten)]
     pub report: EvalReport,
+    /// What the probe set showed; absent in logs of earlier versions and on other splits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeReport>,
 }
 
 /// The log of a run: the file, its lines so far, and TensorBoard's file of this session.
@@ -66,11 +71,9 @@ impl Log {
     pub fn open(path: &Path, step: u64, tokens_per_step: usize) -> Result<Self> {
         let lines = if step == 0 { Vec::new() } else { read(path, step)? };
         let text: String = lines.iter().map(text_of).collect();
-        let open = || {
-            fs::write(path, text)?;
-            OpenOptions::new().append(true).open(path)
-        };
-        let file = open().with_context(|| format!("cannot write {}", path.display()))?;
+        files::replace(path, text.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(path);
+        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
         let events = begin_events(path, step, &lines, tokens_per_step)
             .with_context(|| format!("cannot write event files beside {}", path.display()))?;
         Ok(Self { path: path.to_owned(), file, events, tokens_per_step, lines })
@@ -95,6 +98,11 @@ impl Log {
     /// Whether the weights of `step` were evaluated.
     pub fn has_eval(&self, step: u64) -> bool {
         self.lines.iter().filter_map(Line::as_eval).any(|line| line.step == step)
+    }
+
+    /// The step of the evaluation logged last.
+    pub fn last_eval(&self) -> Option<u64> {
+        self.lines.iter().rev().find_map(Line::as_eval).map(|line| line.step)
     }
 
     /// Logs an evaluation.
@@ -127,6 +135,7 @@ impl Log {
         metrics.train_seconds = train_seconds;
         metrics.train_curve = steps.iter().map(|s| (s.step, s.loss)).collect();
         metrics.valid_curve = evals.iter().map(|e| (e.step, e.report.loss)).collect();
+        metrics.routing = RoutingMetrics::of(&evals);
         // A single expert has all the load, which is nothing to look at.
         let choice = evals.iter().filter(|e| e.report.layers.iter().any(|l| l.load_e.len() > 1));
         metrics.expert_usage = choice.map(|e| (e.step, usage(&e.report.layers))).collect();
@@ -254,7 +263,7 @@ mod tests {
         let measures = BTreeMap::from([("accuracy".to_owned(), 0.3)]);
         let report = EvalReport { loss, tokens: 6, layers, routing_share: 0.2, measures };
         let split = "valid".to_owned();
-        EvalLine { step, split, bits_per_byte: Some(loss / 2.0), seconds: 0.1, report }
+        EvalLine { step, split, bits_per_byte: Some(loss / 2.0), seconds: 0.1, report, probe: None }
     }
 
     /// A session that takes the steps after `from`, with losses around `shift`.

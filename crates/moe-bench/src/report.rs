@@ -16,10 +16,13 @@ mod labels;
 mod leaderboard;
 mod load;
 mod losses;
+mod map;
 mod markup;
 mod notes;
 mod palette;
+mod routing;
 mod scale;
+mod settling;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -52,6 +55,9 @@ pub fn html(results: &Results) -> Result<String, ReportError> {
         deltas::render(&view)?,
         cost::render(&view)?,
         load::render(&view),
+        settling::render(&view)?,
+        routing::render(&view),
+        map::render(&view),
         notes::terms(&view),
         notes::failures(&view),
         notes::footer(&view),

@@ -7,7 +7,7 @@
 use crate::cells::{Cell, CellEnd};
 use crate::environment::environment;
 use crate::error::Misuse;
-use crate::export::replace;
+use crate::files::replace;
 use crate::recipe::Recipe;
 use crate::results::Environment;
 use crate::run::RunDir;
@@ -75,7 +75,7 @@ impl Shelf {
     pub fn take(&self, key: &str, to: &RunDir) -> Result<()> {
         let Some(from) = self.found.get(key) else { return Ok(()) };
         let result = RunDir(from.clone()).result();
-        let copy = || -> std::io::Result<()> {
+        let copy = || -> Result<()> {
             fs::create_dir_all(&to.0)?;
             for entry in fs::read_dir(from)? {
                 let path = entry?.path();
@@ -96,17 +96,16 @@ impl Shelf {
 /// The file system's.
 pub fn begin(dir: &RunDir, key: &str) -> Result<()> {
     let path = dir.0.join("cell.json");
-    let written = if dir.metrics().exists() && recorded(&dir.0).as_deref() != Some(key) {
+    if dir.metrics().exists() && recorded(&dir.0).as_deref() != Some(key) {
         // The steps before this session are another program's.
-        fs::remove_file(&path).or_else(|e| match e.kind() {
+        let removed = fs::remove_file(&path).or_else(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Ok(()),
             _ => Err(e),
-        })
-    } else {
-        let record = Record { schema: SCHEMA.into(), key: key.into() };
-        replace(&path, serde_json::to_string(&record)?.as_bytes())
-    };
-    written.with_context(|| format!("cannot write {}", path.display()))
+        });
+        return removed.with_context(|| format!("cannot remove {}", path.display()));
+    }
+    let record = Record { schema: SCHEMA.into(), key: key.into() };
+    replace(&path, serde_json::to_string(&record)?.as_bytes())
 }
 
 /// What in a comparison was trained by other programs or on other machines than `here`, as sentences.

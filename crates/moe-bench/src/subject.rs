@@ -1,6 +1,7 @@
 //! What a recipe is about: its data, and the task that is made of data and model.
 
 use crate::error::Misuse;
+use crate::estimate::Ends;
 use crate::recipe::Recipe;
 use crate::vision::VisionRecipe;
 use anyhow::Result;
@@ -68,6 +69,14 @@ impl Subject {
                 let how = (train.batch, vision.augment.clone());
                 Ok(Box::new(ImageTask::new(model, Arc::clone(images), how, device)))
             }
+        }
+    }
+
+    /// What a model of these data reads and predicts.
+    pub fn ends(&self) -> Ends {
+        match self {
+            Self::Text(text) => Ends::Text(text.vocab_size()),
+            Self::Images(images, _) => Ends::Images(spec(images)),
         }
     }
 

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::between;
+use crate::probe::RoutingMetrics;
 use crate::results::{Judgements, Metrics, Results, RouterSummary, Row, Spread};
 use crate::verdict;
 
@@ -51,11 +53,15 @@ pub fn mean(entry: &RouterSummary, measure: &str) -> Option<f64> {
 fn summarise_router(router: &str, rows: &[Row], judged: Option<&Judgements>) -> RouterSummary {
     let of_router = || rows.iter().filter(|row| row.router == router);
     let finished: Vec<&Metrics> = of_router().filter_map(|row| row.metrics.as_ref()).collect();
+    let mut metrics = spreads(&finished);
+    if let Some(judged) = judged {
+        metrics.extend(between::measures(rows, router, &judged.reference));
+    }
     RouterSummary {
         router: router.to_owned(),
         runs: finished.len(),
         failed: of_router().count() - finished.len(),
-        metrics: spreads(&finished),
+        metrics,
         verdict: judged.map_or_else(|| verdict::NO_VERDICT.to_owned(), |j| verdict::of(j, router)),
     }
 }
@@ -71,10 +77,11 @@ fn spreads(runs: &[&Metrics]) -> BTreeMap<String, Spread> {
     values.into_iter().map(|(name, values)| (name.to_owned(), spread(&values))).collect()
 }
 
-/// Every scalar field of [`Metrics`] under its own name, and what the task measured besides.
+/// Every scalar field of [`Metrics`] under its own name, what the task measured besides, and the routing measures.
 pub fn scalars(metrics: &Metrics) -> Vec<(&str, Option<f64>)> {
     let measures = metrics.measures.iter().map(|(name, value)| (name.as_str(), Some(*value)));
-    let fields = [
+    let routing = metrics.routing.iter().flat_map(RoutingMetrics::scalars);
+    let fields: [(&str, Option<f64>); 14] = [
         ("valid_loss", Some(metrics.valid_loss)),
         ("valid_perplexity", Some(metrics.valid_perplexity)),
         ("bits_per_byte", metrics.bits_per_byte),
@@ -90,7 +97,7 @@ pub fn scalars(metrics: &Metrics) -> Vec<(&str, Option<f64>)> {
         ("params_total", Some(metrics.params_total as f64)),
         ("train_seconds", Some(metrics.train_seconds)),
     ];
-    fields.into_iter().chain(measures).collect()
+    fields.into_iter().chain(measures).chain(routing.map(|(name, value)| (name, value))).collect()
 }
 
 /// Mean and sample standard deviation of at least one value.

@@ -6,7 +6,7 @@ use crate::evaluate::{EvalPlan, EvalReport, Scored, evaluate};
 use crate::task::{Draw, Task};
 use crate::trainer::TrainError;
 use moe_data::{Augment, ImageBatch, Images};
-use moe_models::{LayerTrace, Vit};
+use moe_models::{LayerTrace, MoeLayer, Vit};
 use moe_routers::{ParamStore, RouteCx};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
@@ -111,6 +111,10 @@ impl Task for ImageTask {
 
     fn active_params(&self, store: &ParamStore) -> usize {
         self.model.active_params(store)
+    }
+
+    fn sparse_layers(&self) -> Vec<&MoeLayer> {
+        self.model.sparse_layers().collect()
     }
 }
 

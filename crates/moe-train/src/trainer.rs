@@ -263,6 +263,11 @@ impl Trainer {
         self.task.active_params(&self.store)
     }
 
+    /// What it trains.
+    pub fn task(&self) -> &dyn Task {
+        self.task.as_ref()
+    }
+
     /// Its parameters.
     pub fn store(&self) -> &ParamStore {
         &self.store
