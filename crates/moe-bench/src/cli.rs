@@ -30,6 +30,11 @@ enum Command {
     Eval(EvalArgs),
     /// Train several routers on the same data, seeds and compute, and compare them.
     Compare(CompareArgs),
+    /// Evaluate a run, or every run of a comparison, on attacked text or damaged images, with the share of
+    /// tokens that go to other experts.
+    Robust(RobustArgs),
+    /// Look at what the experts of a drawing model took for themselves: pictures, and one JSON of all numbers.
+    Analyse(AnalyseArgs),
     /// Look after checkpoints.
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
@@ -226,12 +231,92 @@ pub struct EvalArgs {
     /// At most this many batches; the whole split if left out.
     #[arg(long)]
     pub batches: Option<usize>,
+    /// Fit linear probes to the features of so many images of every class, for a run about images: V-MoE's
+    /// few-shot evaluation. Accuracy is of the test split, whatever `--split` says.
+    #[arg(
+        long,
+        value_name = "N,N",
+        value_delimiter = ',',
+        conflicts_with_all = ["sweeps", "routing_log", "batches"]
+    )]
+    pub few_shot: Vec<usize>,
     /// Write every routing decision to this file, for `moe inspect`.
     #[arg(long, value_name = "FILE")]
     pub routing_log: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+    /// Where to compute.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+/// Flags of `moe robust`.
+#[derive(Debug, Clone, Args)]
+pub struct RobustArgs {
+    /// Directory of a run or of a comparison.
+    pub dir: PathBuf,
+    /// Attacks by name, all if left out: on text word-swap, synonyms, characters, insertion; on images fgsm,
+    /// pgd, spsa, and the corruptions of ImageNet-C by their names (`corruptions` for all 15).
+    #[arg(long, value_delimiter = ',')]
+    pub attacks: Vec<String>,
+    /// Rates of attacks on text.
+    #[arg(long, value_delimiter = ',', default_value = "0.01,0.025,0.05,0.1")]
+    pub rates: Vec<f64>,
+    /// Severities of corruptions.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5", value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub severities: Vec<u8>,
+    /// Budgets e of attacks through gradients: eps is e/255 for fgsm and pgd, e/10 for spsa, in standardised
+    /// units.
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    pub budgets: Vec<u32>,
+    /// Images that spsa attacks: each costs 5,120 evaluations.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    pub spsa_images: u16,
+    /// Which part of the data.
+    #[arg(long, value_enum, default_value_t = SplitArg::Test)]
+    pub split: SplitArg,
+    /// At most this many batches; the whole split if left out.
+    #[arg(long)]
+    pub batches: Option<usize>,
+    /// Seed of the damage.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Run whose errors the mean corruption error is relative to, a dense one for instance; in a comparison
+    /// it is its own dense control, if it has one.
+    #[arg(long, value_name = "RUN")]
+    pub against: Option<PathBuf>,
+    /// Pictures of frost, which the corruption `frost` needs.
+    #[arg(long, value_name = "DIR")]
+    pub frost: Option<PathBuf>,
+    /// Corrupted images in the layout of CIFAR-10-C or ImageNet-C, instead of making them; of the test split.
+    #[arg(long, value_name = "DIR")]
+    pub corrupted: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Where to compute.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+/// Flags of `moe analyse`.
+#[derive(Debug, Args)]
+pub struct AnalyseArgs {
+    /// Directory of a run whose recipe has `[vae]`.
+    pub run: PathBuf,
+    /// Directory of the pictures; `analysis` in the run if left out.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Put a setting over the run's recipe.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Which part of the data.
+    #[arg(long, value_enum, default_value_t = SplitArg::Test)]
+    pub split: SplitArg,
+    /// At most this many points of t-SNE, drawn at random.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(10..=100_000))]
+    pub points: u64,
     /// Where to compute.
     #[command(flatten)]
     pub machine: MachineArgs,
@@ -406,7 +491,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Papers(args) => commands::papers(&args),
         Command::Train(args) => commands::train(&args),
         Command::Eval(args) => commands::eval(&args),
+        Command::Analyse(args) => crate::analyse::analyse(&args),
         Command::Compare(args) => commands::compare(&args),
+        Command::Robust(args) => crate::robust::run(&args),
         Command::Checkpoint(CheckpointCommand::Verify { dir }) => crate::verify::run(&dir),
         Command::Report { dirs, study } => commands::report(&dirs, study.as_deref()),
         Command::Gate(args) => crate::gate::run(&args),

@@ -105,13 +105,15 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     };
     match outcome {
         Outcome::Finished(metrics) => {
-            let text = recipe.vision.is_none();
+            let text = recipe.is_language_model();
             let perplexity = text.then(|| format!(", perplexity {:.2}", metrics.valid_perplexity));
+            let accuracy = metrics.valid_accuracy.map(|share| format!(", accuracy {share:.4}"));
             println!(
-                "{}: validation loss {:.4}{}, {:.0} tokens/s",
+                "{}: validation loss {:.4}{}{}, {:.0} tokens/s",
                 dir.0.display(),
                 metrics.valid_loss,
                 perplexity.unwrap_or_default(),
+                accuracy.unwrap_or_default(),
                 metrics.tokens_per_second
             );
         }
@@ -166,6 +168,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if !args.sweeps.is_empty() {
         return crate::sweep::sweep(args, &stop);
     }
+    if !args.few_shot.is_empty() {
+        return crate::few_shot::evaluate(args, &stop);
+    }
     let device = args.machine.ready()?;
     let prepared = load(&args.run, &args.sets, device, &stop)?;
     let split = args.split.into();
@@ -180,14 +185,18 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let (report, bits) = (&line.report, line.bits_per_byte);
     let unit = prepared.subject().unit();
     println!("step {}, {} split, {} {unit}", line.step, line.split, report.tokens);
-    if let Subject::Images(..) = prepared.subject() {
-        println!("loss {:.4} nats per image", report.loss);
-    } else {
-        println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
-        println!(
-            "bits per byte {}",
-            bits.map_or("undefined: the tokens lose text".into(), |b| format!("{b:.4}"))
-        );
+    match prepared.subject() {
+        Subject::Drawings(..) => println!("squared error {:.4} per image", report.loss),
+        Subject::Images(..) | Subject::Labelled(_) => {
+            println!("loss {:.4} nats per {}", report.loss, unit.trim_end_matches('s'));
+        }
+        Subject::Text(_) => {
+            println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
+            println!(
+                "bits per byte {}",
+                bits.map_or("undefined: the tokens lose text".into(), |b| format!("{b:.4}"))
+            );
+        }
     }
     for (name, value) in &report.measures {
         println!("{} {}", name.replace('_', " "), crate::sweep::shown(name, *value));

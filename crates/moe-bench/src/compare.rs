@@ -38,6 +38,11 @@ pub const PRESETS: &[Preset] = &[
     Preset { name: "quick", recipe: include_str!("../../../recipes/quick.toml"), seeds: 3 },
     Preset { name: "standard", recipe: include_str!("../../../recipes/standard.toml"), seeds: 6 },
     Preset { name: "vision", recipe: include_str!("../../../recipes/vision.toml"), seeds: 3 },
+    Preset {
+        name: "smoe-vae",
+        recipe: include_str!("../../../recipes/smoe-vae/small.toml"),
+        seeds: 3,
+    },
 ];
 
 fn preset(name: &str) -> Result<&'static Preset, Misuse> {
@@ -82,7 +87,11 @@ impl Comparison {
         let mut sets = args.sets.clone();
         sets.extend(args.data.iter().map(|data| format!("data.source='{data}'")));
         let base = Recipe::parse(preset.recipe, &sets)?;
-        let routers = if args.routers.is_empty() { entered() } else { args.routers.clone() };
+        let routers = match args.routers.as_slice() {
+            [] if base.vae.is_some() => crate::vae::COMPARED.map(str::to_owned).to_vec(),
+            [] => entered(),
+            given => given.to_vec(),
+        };
         let reference = reference(args.reference.as_deref(), &routers)?;
         let out = place(args, preset.name)?;
         let mut cells = cells(&base, &routers, args.seeds.unwrap_or(preset.seeds), &out)?;
@@ -279,7 +288,8 @@ pub fn default_out(name: &str) -> PathBuf {
 /// The file system's.
 pub fn write(out: &Path, results: &Results) -> Result<()> {
     let json = serde_json::to_string_pretty(results)? + "\n";
-    let html = crate::report::html(results)?;
+    let robust = crate::robust::Overview::read(out)?;
+    let html = crate::report::html_with(results, robust.as_ref())?;
     let page = [("results.json", json.into_bytes()), ("report.html", html.into_bytes())];
     for (name, bytes) in page.into_iter().chain(export::files(results)?) {
         files::replace(&out.join(name), &bytes)?;

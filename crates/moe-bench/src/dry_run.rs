@@ -2,6 +2,7 @@
 
 use crate::cli::TrainArgs;
 use crate::environment::peak_memory_bytes;
+use crate::error::Misuse;
 use crate::estimate::{Estimate, estimate};
 use crate::recipe::Recipe;
 use crate::say::say;
@@ -24,22 +25,29 @@ struct DryRun {
 struct Data {
     corpus: String,
     tokenizer: String,
-    /// `tokens` or `images`.
+    /// `tokens`, `images` or `texts`.
     unit: &'static str,
     train: usize,
     valid: usize,
     test: usize,
+    /// Texts that `train.sequence` cuts short.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cut: Option<usize>,
 }
 
 impl Data {
     fn new(subject: &Subject) -> Self {
-        let [train, valid, test] =
-            [Split::Train, Split::Valid, Split::Test].map(|split| match subject {
-                Subject::Text(text) => text.tokens(split).len(),
-                Subject::Images(images, _) => images.split(split).len(),
-            });
+        let [train, valid, test] = Split::ALL.map(|split| match subject {
+            Subject::Text(text) => text.tokens(split).len(),
+            Subject::Images(images, _) | Subject::Drawings(images, _) => images.split(split).len(),
+            Subject::Labelled(labelled) => labelled.texts.len(split),
+        });
+        let cut = match subject {
+            Subject::Labelled(labelled) => Some(labelled.texts.cut()),
+            _ => None,
+        };
         let (corpus, tokenizer) = (subject.name().to_owned(), subject.tokenizer());
-        Self { corpus, tokenizer, unit: subject.unit(), train, valid, test }
+        Self { corpus, tokenizer, unit: subject.unit(), train, valid, test, cut }
     }
 }
 
@@ -48,15 +56,22 @@ impl Data {
 /// # Errors
 /// A recipe or data that cannot be used.
 pub fn dry_run(args: &TrainArgs) -> Result<()> {
-    let found = look(&Recipe::read(&args.recipe, &args.sets)?)?;
+    let recipe = Recipe::read(&args.recipe, &args.sets)?;
+    if recipe.vae.is_some() {
+        return crate::vae_cost::dry_run(&recipe, args.json);
+    }
+    let found = look(&recipe)?;
     if args.json {
         return Ok(say(&(serde_json::to_string_pretty(&found)? + "\n"))?);
     }
-    let Data { corpus, tokenizer, unit, train, valid, test } = &found.data;
-    let choices = found.estimate.vocabulary;
-    let of = if found.recipe.vision.is_some() { "classes" } else { "ids" };
+    let Data { corpus, tokenizer, unit, train, valid, test, cut } = &found.data;
+    let (choices, of) = match found.estimate.classes {
+        Some(classes) => (classes, "classes"),
+        None => (found.estimate.vocabulary, "ids"),
+    };
+    let cut = cut.map_or(String::new(), |cut| format!(", {cut} cut to train.sequence"));
     let data = format!(
-        "data         {corpus} as {tokenizer}: {choices} {of}; {train} + {valid} + {test} {unit}"
+        "data         {corpus} as {tokenizer}: {choices} {of}; {train} + {valid} + {test} {unit}{cut}"
     );
     Ok(say(&format!("{}\n{data}\n{}", found.recipe.to_toml(), found.estimate.render()))?)
 }
@@ -65,8 +80,13 @@ pub fn dry_run(args: &TrainArgs) -> Result<()> {
 fn look(recipe: &Recipe) -> Result<DryRun> {
     let recipe = recipe.resolved()?;
     recipe.check()?;
+    if let Some(classify) = &recipe.classify {
+        classify.check_source(&recipe)?;
+    }
     let subject = Subject::open(&recipe)?;
     let data = Data::new(&subject);
-    let estimate = estimate(&recipe, subject.ends(), peak_memory_bytes())?;
+    let ends =
+        subject.ends().ok_or_else(|| Misuse::new("--dry-run: no estimate for these data"))?;
+    let estimate = estimate(&recipe, ends, peak_memory_bytes())?;
     Ok(DryRun { recipe, data, estimate })
 }

@@ -27,8 +27,10 @@
 //! token multiplies every matrix once, 2 FLOPs a value, of the experts its share; and `4 t d` in
 //! every layer's attention, or with a span of `l`, whose keys and values are computed again for the memory,
 //! `(6 l + 4 t) d + 4 d^2 l / t`. What a rule computes besides its matrices (similarities between tokens,
-//! sorting) is not in it. Of an image classifier the map of patches and the output layer work on patches and
-//! images, and the activations have the images twice more: as they are and by patches ([`Ends`]).
+//! sorting) is not in it, and of an adaptive softmax the head alone: how many targets fall into its tails
+//! depends on the text. Of a classifier the output layer works on images or texts, of an image classifier the
+//! map of patches on patches, and its activations have the images twice more: as they are and by patches
+//! ([`Ends`]).
 //!
 //! Axis letters: `b` batch, `t` tokens, `d` width, `e` experts, `v` vocabulary.
 
@@ -39,7 +41,7 @@ pub use ends::Ends;
 use crate::error::Misuse;
 use crate::recipe::Recipe;
 use ends::Rows;
-use moe_models::{LmConfig, Rules};
+use moe_models::{LmConfig, Rules, SoftmaxConfig};
 use moe_routers::{ParamStore, Role, RouterConfig};
 use serde::Serialize;
 use std::borrow::Cow;
@@ -58,8 +60,11 @@ const BYTES: f64 = 4.0;
 /// What a recipe will cost.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Estimate {
-    /// Number of token ids, or of classes.
+    /// Number of token ids; 0 of images.
     pub vocabulary: usize,
+    /// Number of classes; absent for a language model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<usize>,
     /// Learned values.
     pub params_total: u64,
     /// Learned values that one token uses at evaluation.
@@ -154,7 +159,8 @@ pub fn estimate(recipe: &Recipe, ends: Ends, process: u64) -> Result<Estimate, M
     }
     let params_total = store.trainable_count() as u64;
     Ok(Estimate {
-        vocabulary: ends.choices(),
+        vocabulary: ends.vocabulary(),
+        classes: ends.classes(),
         params_total,
         params_active,
         buffers,
@@ -174,7 +180,7 @@ struct Sizes<'a> {
     /// Hidden width that a token uses in a sparse layer.
     hidden: f64,
     rows: Rows,
-    vocabulary: f64,
+    ends: Ends,
 }
 
 impl<'a> Sizes<'a> {
@@ -187,7 +193,7 @@ impl<'a> Sizes<'a> {
             share: visited / router.bank(experts) as f64,
             hidden: visited * model.hidden_of_expert(router) as f64,
             rows: ends.rows(recipe),
-            vocabulary: ends.choices() as f64,
+            ends,
             model,
         })
     }
@@ -237,12 +243,47 @@ impl<'a> Sizes<'a> {
 
     fn scratch(&self) -> f64 {
         let (Rows { chunk, outputs, .. }, width) = (self.rows, self.model.width as f64);
-        5.0 * chunk * self.vocabulary + (3.0 * self.vocabulary + 2.0 * outputs) * width
+        let table = match self.ends {
+            Ends::Texts { .. } => 0.0,
+            ends => ends.choices() as f64,
+        };
+        5.0 * chunk * self.scored() + (3.0 * table + 2.0 * outputs) * width
+    }
+
+    /// Ids or classes of the largest softmax.
+    fn scored(&self) -> f64 {
+        let whole = self.ends.choices() as f64;
+        let Some(softmax) = self.adaptive() else { return whole };
+        let cuts = [0.0].into_iter().chain(softmax.adaptive.iter().map(|cut| *cut as f64));
+        let cuts: Vec<f64> = cuts.chain([whole]).collect();
+        let largest = cuts.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
+        largest.max(cuts[1] + softmax.adaptive.len() as f64)
+    }
+
+    /// The adaptive softmax of a language model, if it has one.
+    fn adaptive(&self) -> Option<&SoftmaxConfig> {
+        self.model.softmax.as_ref().filter(|_| matches!(self.ends, Ends::Text(_)))
+    }
+
+    /// Values of the output layer that are no matrix of their own: a token meets the embedding once more
+    /// where it is tied, and the head of an adaptive softmax.
+    fn output(&self) -> f64 {
+        let width = self.model.width as f64;
+        match (self.adaptive(), self.ends) {
+            (Some(softmax), _) => {
+                (softmax.adaptive[0] as f64 + softmax.adaptive.len() as f64) * width
+            }
+            (None, Ends::Text(ids)) if self.model.tied_embedding => ids as f64 * width,
+            (None, _) => 0.0,
+        }
     }
 
     /// Of a training step.
     fn flops(&self, store: &ParamStore) -> f64 {
-        let multiplied = |name: &str| !NO_PRODUCT.iter().any(|end| name.ends_with(end));
+        let clustered = |name: &str| name.starts_with("embedding.") || name.starts_with("head.");
+        let table = |name: &str| NO_PRODUCT.iter().any(|end| name.ends_with(end));
+        let adaptive = self.adaptive().is_some();
+        let multiplied = |name: &str| !table(name) && !(adaptive && clustered(name));
         let entries = store.entries();
         let matrices = entries.iter().filter(|p| p.tensor.dim() > 1 && multiplied(&p.name));
         let products: f64 = matrices
@@ -251,10 +292,8 @@ impl<'a> Sizes<'a> {
                 p.tensor.numel() as f64 * share * self.rows.through(&p.name)
             })
             .sum();
-        let width = self.model.width as f64;
-        let tied = if self.model.tied_embedding { self.vocabulary * width } else { 0.0 };
         let attention = self.attention_flops() * self.model.layers as f64;
-        3.0 * (2.0 * (products + tied * self.rows.outputs) + attention * self.rows.tokens)
+        3.0 * (2.0 * (products + self.output() * self.rows.outputs) + attention * self.rows.tokens)
     }
 }
 
@@ -292,7 +331,7 @@ impl Estimate {
 }
 
 /// `1.5 GiB`.
-fn size(bytes: f64) -> String {
+pub(crate) fn size(bytes: f64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes / 1024.0;
     let mut unit = 0;
@@ -369,6 +408,7 @@ mod tests {
             "residual=momentum",
             "model.dense_activation=geglu",
             "model.span=7",
+            "model.softmax={ adaptive = [20, 50] }",
         ] {
             assert_counts(&recipe("switch", &[more]));
         }
@@ -396,6 +436,21 @@ mod tests {
             estimate(&recipe, Ends::Text(4), 0).unwrap().flops_per_step,
             3.0 * (80.0 + 192.0) * 10.0
         );
+    }
+
+    /// The same with two classes in the place of the ids' output layer: 32 values and 40 of attention for every
+    /// token, 4 values for each of the two texts.
+    #[test]
+    fn work_of_a_classifier_by_hand() {
+        let text = "router = 'switch'\n[model]\nwidth = 2\nlayers = 1\nheads = 1\nmoe_every = 1\n\
+            experts = 2\nactive_hidden = 3\nbias = false\n[train]\nbatch = 2\nsequence = 5";
+        let recipe = Recipe::parse(text, &[]).unwrap().resolved().unwrap();
+        let ends = Ends::Texts { vocabulary: 4, classes: 2 };
+        let found = estimate(&recipe, ends, 0).unwrap();
+        assert_eq!(found.flops_per_step, 3.0 * ((2.0 * 32.0 + 40.0) * 10.0 + 2.0 * 4.0 * 2.0));
+        let without = estimate(&recipe, Ends::Text(4), 0).unwrap();
+        // The classifier's map and bias.
+        assert_eq!(found.params_total, without.params_total + 4 + 2);
     }
 
     /// Weights and moments scale with the model, activations with the batch.

@@ -4,9 +4,11 @@
 //! one process each, on equal terms; [`results`] is what it writes for other tools, [`table`] and
 //! [`report`] what it shows to people.
 
+pub mod analyse;
 pub mod between;
 pub mod cells;
 pub mod claims;
+pub mod classify;
 pub mod cli;
 pub mod commands;
 pub mod compare;
@@ -19,6 +21,7 @@ pub mod environment;
 pub mod error;
 pub mod estimate;
 pub mod export;
+pub mod few_shot;
 pub mod files;
 pub mod gate;
 pub mod inspect;
@@ -34,6 +37,7 @@ pub mod recipe;
 pub mod report;
 pub mod results;
 pub mod reuse;
+pub mod robust;
 pub mod run;
 mod say;
 pub mod schema;
@@ -45,6 +49,8 @@ pub mod sweep;
 pub mod table;
 pub mod tensorboard;
 pub mod terms;
+pub mod vae;
+pub mod vae_cost;
 pub mod verdict;
 pub mod verify;
 pub mod vision;

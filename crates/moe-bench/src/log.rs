@@ -203,7 +203,7 @@ fn read(path: &Path, step: u64) -> Result<Vec<Line>> {
 
 /// Measures of one evaluation, means over the sparse layers.
 fn quality(line: &EvalLine) -> Metrics {
-    let EvalReport { loss, ref layers, routing_share, .. } = line.report;
+    let EvalReport { loss, ref layers, routing_share, ref measures, .. } = line.report;
     let mean = |f: &dyn Fn(&LayerReport) -> f64| {
         layers.iter().map(f).sum::<f64>() / layers.len().max(1) as f64
     };
@@ -213,6 +213,7 @@ fn quality(line: &EvalLine) -> Metrics {
         valid_loss: loss,
         valid_perplexity: loss.exp(),
         bits_per_byte: line.bits_per_byte,
+        valid_accuracy: measures.get("accuracy").copied(),
         load_imbalance: mean(&imbalance),
         dead_experts: dead as u64,
         dead_expert_proportion: dead as f64 / loads().count().max(1) as f64,

@@ -19,10 +19,13 @@
 //! ```
 //!
 //! A key that is left out has its default; a key that does not exist is an error that names it. With a
-//! section `[vision]` ([`crate::vision`]) the model classifies images instead of predicting text.
+//! section `[vision]` ([`crate::vision`]) the model classifies images instead of predicting text, with
+//! `[vae]` ([`crate::vae`]) it draws them again, with `[classify]` ([`crate::classify`]) it classifies texts.
 
+use crate::classify::ClassifyRecipe;
 use crate::error::Misuse;
 use crate::method::MethodRecipe;
+use crate::vae::{self, VaeRecipe};
 use crate::vision::{self, VisionRecipe};
 use moe_core::{CapacityPolicy, CapacityRule, DropOrder, Limit};
 use moe_data::{Corpus, DataError, MAX_BATCH_TOKENS, TokenStream, TokenizerSpec};
@@ -58,6 +61,12 @@ pub struct Recipe {
     /// What an image classifier has besides; absent for a language model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vision: Option<VisionRecipe>,
+    /// What an SMoE-VAE has besides; absent for other models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vae: Option<VaeRecipe>,
+    /// The fine-tuning of a language model into a classifier of texts; absent for any other model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classify: Option<ClassifyRecipe>,
     /// The training.
     pub train: TrainConfig,
 }
@@ -73,6 +82,8 @@ impl Default for Recipe {
             data: DataRecipe::default(),
             model: LmConfig::default(),
             vision: None,
+            vae: None,
+            classify: None,
             train: TrainConfig::default(),
         }
     }
@@ -83,7 +94,8 @@ impl Default for Recipe {
 #[serde(deny_unknown_fields, default)]
 pub struct DataRecipe {
     /// A built-in name, a text file, or a directory in WikiText layout; with `vision`, a built-in set of
-    /// images, or a directory in one of the layouts of [`moe_data::Images::open`].
+    /// images, or a directory in one of the layouts of [`moe_data::Images::open`]; with `classify`, the
+    /// directory of the labelled texts.
     pub source: String,
     /// How text becomes tokens.
     pub tokenizer: TokenizerSpec,
@@ -192,6 +204,7 @@ impl Recipe {
             crate::overlay::set(&mut table, set)?;
         }
         vision::refuse_text_keys(&table)?;
+        vae::refuse_other_keys(&table)?;
         let recipe: Self = serde_path_to_error::deserialize(table)
             .map_err(|e| Misuse::recipe(&e.path().to_string(), message_of(e.inner())))?;
         recipe.check()?;
@@ -208,7 +221,7 @@ impl Recipe {
             .check()
             .map_err(|(key, reason)| Misuse::recipe(&format!("train.{key}"), reason))?;
         let (sequence, context) = (self.train.sequence as i64, self.model.context);
-        if sequence > context && self.vision.is_none() {
+        if sequence > context && self.is_text() {
             let reason = format!("{sequence} exceeds model.context = {context}");
             return Err(Misuse::recipe("train.sequence", reason));
         }
@@ -216,7 +229,7 @@ impl Recipe {
             let reason = "a model with a memory (model.span) takes its batch whole";
             return Err(Misuse::recipe("train.accumulate", reason));
         }
-        if self.train.precision != Precision::Fp32 && self.vision.is_some() {
+        if self.train.precision != Precision::Fp32 && !self.is_text() {
             let reason = "models of images are trained in fp32";
             return Err(Misuse::recipe("train.precision", reason));
         }
@@ -242,7 +255,14 @@ impl Recipe {
         let sparse = self.trunk()?.sparse_layers();
         self.residual.residual()?.check(sparse).map_err(|e| Misuse::recipe("residual", e))?;
         self.capacity()?;
+        self.vae.as_ref().map_or(Ok(()), |vae| vae.check(self))?;
+        self.classify.as_ref().map_or(Ok(()), |classify| classify.check(self))?;
         self.vision.as_ref().map_or(Ok(()), |vision| vision.check(self))
+    }
+
+    /// Whether the model is a language model.
+    pub fn is_text(&self) -> bool {
+        self.vision.is_none() && self.vae.is_none()
     }
 
     /// The sizes of the blocks, with the sparse ones where `vision.placement` wants them.
@@ -276,6 +296,9 @@ impl Recipe {
     /// The router, with the settings that follow the run where the recipe does not give them.
     fn tied_router(&self) -> Result<MethodRecipe, Misuse> {
         let mut router = self.router.clone();
+        if self.vae.is_some() && router.name == vae::GATE {
+            router.settings.entry("batch").or_insert(self.train.batch.into());
+        }
         for (key, tie) in self.router.router()?.ties() {
             if let Some(value) = self.follow(*tie) {
                 router.settings.entry(*key).or_insert(value.into());
@@ -291,7 +314,9 @@ impl Recipe {
     pub fn resolved(&self) -> Result<Self, Misuse> {
         let mut recipe = Self { router: self.tied_router()?, ..self.clone() };
         let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
-        recipe.model.expert_hidden = Some(self.model.hidden_of_expert(router.as_ref()));
+        recipe.vae = self.vae.as_ref().map(|vae| vae.resolved(self));
+        let hidden = || self.model.hidden_of_expert(router.as_ref());
+        recipe.model.expert_hidden = self.vae.is_none().then(hidden);
         recipe.router.write_out(router.settings());
         recipe.residual.write_out(residual.settings());
         Ok(recipe)
@@ -320,13 +345,23 @@ impl Recipe {
         toml::Value::try_from(recipe).expect("a recipe is plain data")
     }
 
+    /// Whether the model predicts the next token of a text: its loss has a perplexity, and a router that sees
+    /// later tokens has an advantage.
+    pub fn is_language_model(&self) -> bool {
+        self.is_text() && self.classify.is_none()
+    }
+
     /// As TOML.
     pub fn to_toml(&self) -> String {
-        if self.vision.is_none() {
+        if self.is_text() {
             return toml::to_string_pretty(self).expect("a recipe is plain data");
         }
         let mut table = toml::Table::try_from(self).expect("a recipe is plain data");
-        vision::drop_text_keys(&mut table);
+        if self.vae.is_some() {
+            vae::drop_other_keys(&mut table);
+        } else {
+            vision::drop_text_keys(&mut table);
+        }
         toml::to_string_pretty(&table).expect("a recipe is plain data")
     }
 }

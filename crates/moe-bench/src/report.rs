@@ -20,6 +20,7 @@ mod map;
 mod markup;
 mod notes;
 mod palette;
+mod robustness;
 mod routing;
 mod scale;
 mod settling;
@@ -28,6 +29,7 @@ mod tests;
 mod view;
 
 use crate::results::Results;
+use crate::robust::Overview;
 use markup::Text;
 use view::View;
 
@@ -46,7 +48,13 @@ pub enum ReportError {
 
 /// Writes the report of a comparison as one HTML document.
 pub fn html(results: &Results) -> Result<String, ReportError> {
+    html_with(results, None)
+}
+
+/// The same with what `moe robust` found for the comparison's runs.
+pub fn html_with(results: &Results, robust: Option<&Overview>) -> Result<String, ReportError> {
     let view = View::new(results);
+    let robust = robust.map(|found| robustness::render(&view, found)).transpose()?;
     let body = [
         header::render(&view),
         leaderboard::render(&view),
@@ -55,6 +63,7 @@ pub fn html(results: &Results) -> Result<String, ReportError> {
         deltas::render(&view)?,
         cost::render(&view)?,
         load::render(&view),
+        robust.unwrap_or_default(),
         settling::render(&view)?,
         routing::render(&view),
         map::render(&view),

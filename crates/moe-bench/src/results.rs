@@ -102,6 +102,9 @@ pub struct Metrics {
     pub valid_loss: f64,
     /// `exp(valid_loss)`.
     pub valid_perplexity: f64,
+    /// Share of validation texts or images in the right class; absent for language models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_accuracy: Option<f64>,
     /// Bits per byte of the validation text; absent where the tokeniser loses text.
     pub bits_per_byte: Option<f64>,
     /// Largest over mean expert load, mean over layers; 1 is perfect balance.

@@ -145,7 +145,9 @@ pub fn prepare(recipe: &Recipe, device: Device, stop: &Arc<AtomicBool>) -> Resul
     let source = recipe.clone();
     let subject = unless_stopped(stop, move || Subject::open(&source))?;
     // Refuses what could not even be numbered, before libtorch is asked for it.
-    crate::estimate::estimate(&recipe, subject.ends(), 0)?;
+    if let Some(ends) = subject.ends() {
+        crate::estimate::estimate(&recipe, ends, 0)?;
+    }
     limits::within(&recipe.clone(), || build(recipe, subject, device, stop))
 }
 
@@ -187,6 +189,31 @@ impl Prepared {
     /// The data.
     pub fn subject(&self) -> &Subject {
         &self.subject
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The flag that stops it.
+    pub fn stop(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop)
+    }
+
+    /// The present weights on other data of the same kind, for evaluation.
+    ///
+    /// # Errors
+    /// Data that do not fit the model, or too little memory.
+    pub fn with_subject(&self, subject: Subject) -> Result<Self> {
+        let other = limits::within(&self.recipe, || {
+            build(self.recipe.clone(), subject, self.device, &self.stop)
+        })?;
+        let (to, from) = (other.trainer.store().entries(), self.trainer.store().entries());
+        let pairs = to.iter().zip(from.iter());
+        tch::no_grad(|| pairs.for_each(|(to, from)| to.tensor.shallow_clone().copy_(&from.tensor)));
+        drop((to, from));
+        Ok(other)
     }
 
     /// Trains into `dir` until the recipe's last step, or until the flag of [`prepare`] is set; then
@@ -245,7 +272,7 @@ impl Prepared {
     }
 
     /// Resumes from the newest checkpoint if asked to and if there is one, and says what an interrupted
-    /// save left.
+    /// save left; fine-tuning otherwise begins with the language model's weights.
     fn go_on(
         &mut self,
         dir: &RunDir,
@@ -258,6 +285,8 @@ impl Prepared {
         if let Some(newest) = checkpoint::latest(&dir.checkpoints())?.filter(|_| resume) {
             self.trainer.resume(&newest)?;
             self.saved = Some(self.trainer.steps_taken());
+        } else if let Some(classify) = &self.recipe.classify {
+            observe(Event::Note(&classify.start(&self.recipe, &mut self.trainer)?));
         }
         Ok(())
     }
@@ -370,8 +399,6 @@ impl Prepared {
             ..log.summary()
         };
         if let Some(routing) = &mut metrics.routing {
-            let flops = self.task().inference_flops(self.trainer.store());
-            routing.inference_flops = routing.inference_flops.or(flops);
             routing.keep(dir, self.steps_taken())?;
         }
         Ok(metrics)

@@ -1,14 +1,16 @@
 //! What a recipe is about: its data, and the task that is made of data and model.
 
+use crate::classify::Labelled;
 use crate::error::Misuse;
 use crate::estimate::Ends;
 use crate::recipe::Recipe;
+use crate::vae::VaeRecipe;
 use crate::vision::VisionRecipe;
 use anyhow::Result;
 use moe_data::{Images, Split, TokenStream};
-use moe_models::{DecoderLm, ImageSpec, Rules, Vit};
+use moe_models::{DecoderLm, ImageSpec, Rules, SmoeVae, TextClassifier, Vit};
 use moe_routers::ParamStore;
-use moe_train::{ImageTask, LmTask, Task};
+use moe_train::{ImageTask, LmTask, Task, TextTask, VaeTask};
 use std::sync::Arc;
 use tch::Device;
 
@@ -19,6 +21,10 @@ pub enum Subject {
     Text(Arc<TokenStream>),
     /// Images, for a classifier.
     Images(Arc<Images>, VisionRecipe),
+    /// Images, to be drawn again.
+    Drawings(Arc<Images>, VaeRecipe),
+    /// Labelled texts, for a classifier that a language model becomes.
+    Labelled(Labelled),
 }
 
 impl Subject {
@@ -27,6 +33,14 @@ impl Subject {
     /// # Errors
     /// A source that cannot be read, or that is cut in no way the recipe says.
     pub fn open(recipe: &Recipe) -> Result<Self, Misuse> {
+        if let Some(vae) = &recipe.vae {
+            let images = Images::open(&recipe.data.source, None)
+                .map_err(|e| Misuse::recipe("data.source", chain(&e)))?;
+            return Ok(Self::Drawings(vae.images(images)?, vae.clone()));
+        }
+        if let Some(classify) = &recipe.classify {
+            return Ok(Self::Labelled(classify.open(recipe)?));
+        }
         let Some(vision) = &recipe.vision else {
             return Ok(Self::Text(Arc::new(recipe.data.open()?)));
         };
@@ -69,14 +83,32 @@ impl Subject {
                 let how = (train.batch, vision.augment.clone());
                 Ok(Box::new(ImageTask::new(model, Arc::clone(images), how, device)))
             }
+            Self::Drawings(images, vae) => {
+                let model = SmoeVae::new(store, vae.config(recipe), router.as_ref());
+                let model = model.map_err(|e| Misuse::recipe("vae", e))?;
+                let how = (train.batch, vae.background);
+                Ok(Box::new(VaeTask::new(model, Arc::clone(images), how, device)))
+            }
+            Self::Labelled(Labelled { texts, vocabulary, recipe: classify, .. }) => {
+                let ends = (*vocabulary as i64, texts.classes().len() as i64);
+                let model = TextClassifier::new(store, &recipe.model, &rules, ends, classify.pool);
+                let model = model.map_err(|e| Misuse::recipe(e.key, e.reason))?;
+                let how = (train.batch, classify.freeze.as_slice());
+                Ok(Box::new(TextTask::new(model, Arc::clone(texts), how, store, device)))
+            }
         }
     }
 
-    /// What a model of these data reads and predicts.
-    pub fn ends(&self) -> Ends {
+    /// What a model of these data reads and predicts; `None` for drawings, whose cost
+    /// [`crate::vae_cost`] counts.
+    pub fn ends(&self) -> Option<Ends> {
         match self {
-            Self::Text(text) => Ends::Text(text.vocab_size()),
-            Self::Images(images, _) => Ends::Images(spec(images)),
+            Self::Text(text) => Some(Ends::Text(text.vocab_size())),
+            Self::Images(images, _) => Some(Ends::Images(spec(images))),
+            Self::Labelled(Labelled { texts, vocabulary, .. }) => {
+                Some(Ends::Texts { vocabulary: *vocabulary, classes: texts.classes().len() })
+            }
+            Self::Drawings(..) => None,
         }
     }
 
@@ -84,7 +116,8 @@ impl Subject {
     pub fn name(&self) -> &str {
         match self {
             Self::Text(text) => text.corpus(),
-            Self::Images(images, _) => images.name(),
+            Self::Images(images, _) | Self::Drawings(images, _) => images.name(),
+            Self::Labelled(labelled) => labelled.texts.name(),
         }
     }
 
@@ -93,10 +126,12 @@ impl Subject {
         match self {
             Self::Text(text) => text.tokenizer().name().into(),
             Self::Images(_, vision) => format!("patches of {0} x {0}", vision.patch),
+            Self::Drawings(..) => "whole images".into(),
+            Self::Labelled(labelled) => labelled.tokenizer.into(),
         }
     }
 
-    /// Tokens of a training batch.
+    /// Tokens of a training batch; of texts as many as they have on average.
     pub fn tokens_per_step(&self, recipe: &Recipe) -> usize {
         let tokens = match self {
             Self::Text(_) => recipe.train.sequence,
@@ -104,6 +139,8 @@ impl Subject {
                 let [_, h, w] = spec(images).chw;
                 vision.vit().tokens(h, w) as usize
             }
+            Self::Drawings(..) => 1,
+            Self::Labelled(labelled) => labelled.texts.mean_tokens().round() as usize,
         };
         recipe.train.batch * tokens
     }
@@ -112,15 +149,19 @@ impl Subject {
     pub fn unit(&self) -> &'static str {
         match self {
             Self::Text(_) => "tokens",
-            Self::Images(..) => "images",
+            Self::Images(..) | Self::Drawings(..) => "images",
+            Self::Labelled(_) => "texts",
         }
     }
 
-    /// Mean loss on the validation split of who knows only how often each target occurs in training.
+    /// Mean loss on the validation split of who knows only how often each target occurs in training, or who
+    /// draws the mean image.
     pub fn floor(&self) -> f64 {
         match self {
             Self::Text(text) => text.unigram_nll(Split::Valid),
             Self::Images(images, _) => images.label_nll(Split::Valid),
+            Self::Drawings(images, _) => images.mean_image_error(Split::Valid),
+            Self::Labelled(labelled) => labelled.texts.label_nll(Split::Valid),
         }
     }
 
@@ -128,7 +169,7 @@ impl Subject {
     pub fn bits_per_byte(&self, split: Split, nats: f64) -> Option<f64> {
         match self {
             Self::Text(text) => text.bits_per_byte(split, nats),
-            Self::Images(..) => None,
+            Self::Images(..) | Self::Drawings(..) | Self::Labelled(_) => None,
         }
     }
 }

@@ -73,14 +73,18 @@ fn table(rows: &[Row]) -> String {
     table.load_style(NOTHING);
     let names = first.line.report.measures.keys().map(|name| name.replace('_', " "));
     let head = ["setting", "loss"].map(str::to_owned).into_iter().chain(names);
-    table.set_header(head.chain(["left behind".to_owned()]).collect::<Vec<_>>());
+    let tail = ["left behind".to_owned(), "time".to_owned()];
+    table.set_header(head.chain(tail).collect::<Vec<_>>());
     for Row { settings, line } in rows {
         let report = &line.report;
         let layers = report.layers.len().max(1) as f64;
         let left: f64 = report.layers.iter().map(|l| l.fraction_tokens_left_behind).sum();
         let cells = [settings.join(" "), format!("{:.4}", report.loss)].into_iter();
         let cells = cells.chain(report.measures.iter().map(|(name, value)| shown(name, *value)));
-        table.add_row(cells.chain([format!("{:.2} %", 100.0 * left / layers)]).collect::<Vec<_>>());
+        // Of a token, text or image, everything included.
+        let micros = 1e6 * line.seconds / report.tokens.max(1) as f64;
+        let tail = [format!("{:.2} %", 100.0 * left / layers), format!("{micros:.1} µs")];
+        table.add_row(cells.chain(tail).collect::<Vec<_>>());
     }
     table.column_iter_mut().skip(1).for_each(|c| c.set_cell_alignment(CellAlignment::Right));
     table.trim_fmt()

@@ -20,10 +20,16 @@ pub fn terms(base: &Recipe, data: &Subject, cells: &[Cell]) -> Terms {
             "data, and the batch of every step: a function of (seed, step)".into(),
             "initial weights of every tensor that has the same name and shape".into(),
             format!("{} steps of {tokens_per_step} tokens, optimiser, schedule", train.steps),
-            format!(
-                "{} experts, of which a token uses a hidden width of {} on average",
-                model.experts, model.active_hidden
-            ),
+            match &base.vae {
+                Some(_) => format!(
+                    "{} decoders, of which one draws an image; losses are squared errors of its pixels",
+                    model.experts
+                ),
+                None => format!(
+                    "{} experts, of which a token uses a hidden width of {} on average",
+                    model.experts, model.active_hidden
+                ),
+            },
         ],
         unequal: cells
             .iter()
@@ -40,6 +46,10 @@ fn unequal(cell: &Cell) -> Vec<String> {
     let asked = model.experts as usize;
     let (bank, active) = (router.bank(asked), router.trained_experts(asked));
     let mut facts = Vec::new();
+    if cell.recipe.vae.is_some() {
+        let all = format!("{name}: all {asked} decoders draw every image of a training batch");
+        return (active > 1.0).then_some(all).into_iter().collect();
+    }
     if bank != asked {
         facts.push(format!("{name}: {bank} expert of width {}, no choice", model.active_hidden));
     } else if active != 2.0 {
@@ -54,7 +64,7 @@ fn unequal(cell: &Cell) -> Vec<String> {
         let hidden = used * model.hidden_of_expert(router.as_ref()) as f64;
         facts.push(format!("{name}: a token uses a hidden width of {hidden} only"));
     }
-    let text = cell.recipe.vision.is_none();
+    let text = cell.recipe.is_language_model();
     if text && !router.causal() {
         facts.push(format!(
             "{name}: not causal; a token's route depends on later tokens of its group, so its loss is not comparable with the others'"
@@ -68,9 +78,9 @@ fn unequal(cell: &Cell) -> Vec<String> {
     facts
 }
 
-/// Whether neither router nor residual sees later tokens of its group. In an image no token is later.
+/// Whether neither router nor residual sees later tokens of its group. Only who predicts the next token gains by that.
 pub fn is_causal(cell: &Cell) -> bool {
-    if cell.recipe.vision.is_some() {
+    if !cell.recipe.is_language_model() {
         return true;
     }
     let residual = || cell.recipe.residual.residual().is_ok_and(|residual| residual.causal());

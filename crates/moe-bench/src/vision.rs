@@ -51,11 +51,12 @@ impl Default for VisionRecipe {
 }
 
 /// Keys that only a language model reads.
-const TEXT_ONLY: [(&str, &str); 5] = [
+const TEXT_ONLY: [(&str, &str); 6] = [
     ("data", "tokenizer"),
     ("model", "context"),
     ("model", "span"),
     ("model", "tied_embedding"),
+    ("model", "softmax"),
     ("train", "sequence"),
 ];
 

@@ -51,6 +51,14 @@ impl<T> BySplit<T> {
         })
     }
 
+    pub(crate) fn get_mut(&mut self, split: Split) -> &mut T {
+        match split {
+            Split::Train => &mut self.train,
+            Split::Valid => &mut self.valid,
+            Split::Test => &mut self.test,
+        }
+    }
+
     pub(crate) fn get(&self, split: Split) -> &T {
         match split {
             Split::Train => &self.train,
@@ -58,4 +66,18 @@ impl<T> BySplit<T> {
             Split::Test => &self.test,
         }
     }
+}
+
+/// Places without every `nth` of those sorted by label, and those alone: all classes lose the same share,
+/// in whatever order a set lists them.
+pub(crate) fn hold_out(labels: &[u32], nth: usize) -> (Vec<usize>, Vec<usize>) {
+    let mut by_label: Vec<usize> = (0..labels.len()).collect();
+    by_label.sort_by_key(|&index| labels[index]);
+    let (mut held, mut kept) = (Vec::new(), Vec::new());
+    for (place, index) in by_label.into_iter().enumerate() {
+        if place % nth == nth - 1 { held.push(index) } else { kept.push(index) }
+    }
+    held.sort_unstable();
+    kept.sort_unstable();
+    (kept, held)
 }

@@ -127,10 +127,12 @@ impl Block {
             FeedForward::Sparse(layer) => {
                 let previous = stream.traces.last().map(|trace| &trace.routing);
                 let cx = RouteCx { previous, attention_gmtt: weight_bmtt.as_ref(), ..*cx };
-                let mut last = None;
+                let mut last: Option<LayerTrace> = None;
                 let mut run = |x_btd: &Tensor| {
-                    let (y_btd, trace) = self.route(layer, x_btd, &cx)?;
-                    // A rule that looks twice is led by its last look.
+                    let (y_btd, mut trace) = self.route(layer, x_btd, &cx)?;
+                    // A rule that looks twice is led by its last look, and pays for both.
+                    trace.expert_rows +=
+                        last.take().map_or(Tensor::from(0.0), |look| look.expert_rows);
                     last = Some(trace);
                     Ok(drop(y_btd))
                 };
@@ -192,7 +194,8 @@ impl Block {
         let (b, t, d) = x_btd.size3().expect("[b, t, d]");
         let [g, t_of_group] = self.group.split(b, t);
         let token_gt = cx.token_gt.map(|ids| ids.reshape([g, t_of_group]));
-        let cx = RouteCx { token_gt: token_gt.as_ref(), ..*cx };
+        let padding_gt = cx.padding_gt.map(|padding_bt| padding_bt.reshape([g, t_of_group]));
+        let cx = RouteCx { token_gt: token_gt.as_ref(), padding_gt: padding_gt.as_ref(), ..*cx };
         let (y_gtd, trace) = layer.forward(&x_btd.reshape([g, t_of_group, d]), &cx)?;
         Ok((y_gtd.view([b, t, d]), trace))
     }

@@ -10,7 +10,10 @@
 //!
 //! Axis letters: `n` tokens, `d` width, `v` vocabulary.
 
+pub mod adaptive;
+
 use crate::precision::Precision;
+use adaptive::Adaptive;
 use moe_torch_sys::graph::{attach, wants_graph};
 use tch::{Kind, Tensor};
 
@@ -72,6 +75,41 @@ fn forward(
         }
     }
     (loss, grads)
+}
+
+/// The output layer of a language model.
+#[derive(Debug)]
+pub(crate) enum Head {
+    /// One row for every id, `[v, d]`.
+    Full(Tensor),
+    /// Rare ids in clusters.
+    Adaptive(Adaptive),
+}
+
+impl Head {
+    /// Scores whose softmax is the distribution of the next token, `[.., d] -> [.., v]`.
+    pub(crate) fn scores(&self, x: &Tensor, precision: Precision) -> Tensor {
+        match self {
+            Self::Full(head_vd) => precision.linear(x, head_vd),
+            Self::Adaptive(head) => head.log_prob(x, precision),
+        }
+    }
+
+    /// Mean cross-entropy of the targets, a scalar with its graph.
+    pub(crate) fn loss(&self, x_nd: &Tensor, y_n: &Tensor, precision: Precision) -> Tensor {
+        match self {
+            Self::Full(head_vd) => cross_entropy(x_nd, head_vd, y_n, precision),
+            Self::Adaptive(head) => head.loss(x_nd, y_n, precision),
+        }
+    }
+
+    /// Values that a token is multiplied with, mean over these targets, a scalar.
+    pub(crate) fn products(&self, y_n: &Tensor) -> Tensor {
+        match self {
+            Self::Full(head_vd) => Tensor::from(head_vd.numel() as f64),
+            Self::Adaptive(head) => head.products(y_n),
+        }
+    }
 }
 
 #[cfg(test)]

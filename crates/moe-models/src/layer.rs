@@ -4,9 +4,9 @@ use crate::experts::Experts;
 use crate::loss::LossWeights;
 use moe_core::{CapacityPolicy, RouteError};
 use moe_routers::{Phase, RouteCx, Router, Routing, TensorPlan, losses};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// A router and the experts it chooses among.
 #[derive(Debug)]
@@ -31,8 +31,10 @@ pub struct LayerTrace {
     pub layer: usize,
     /// Mean entropy of the tokens' gate distributions over `ln E`, a scalar.
     pub gate_entropy: Tensor,
-    /// Share of tokens that no expert read, a scalar.
+    /// Share of tokens that no expert read, a scalar; padding is none of them.
     pub left_behind: Tensor,
+    /// Rows that experts processed, a scalar: of every plan that the rule carried out.
+    pub expert_rows: Tensor,
     /// What the router decided, its losses included; the next sparse layer may look back at it.
     pub routing: Routing,
     /// What the router read, `[g, t, d]`; in evaluation only, where it holds no graph alive.
@@ -57,9 +59,12 @@ impl MoeLayer {
     ) -> Result<(Tensor, LayerTrace), RouteError> {
         let cx = RouteCx { layer: self.index, capacity: self.capacity.as_ref(), ..*cx };
         let (start, in_experts) = (Instant::now(), Cell::new(Duration::ZERO));
+        let rows = RefCell::new(Tensor::zeros([], (Kind::Double, x_gtd.device())));
         let execute = |x_gtd: &Tensor, plan: &TensorPlan| {
             let start = Instant::now();
             let y_gtd = self.experts.execute(x_gtd, plan);
+            let mut rows = rows.borrow_mut();
+            *rows += plan.load_e().sum(Kind::Double);
             in_experts.set(in_experts.get() + start.elapsed());
             y_gtd
         };
@@ -70,7 +75,8 @@ impl MoeLayer {
         let trace = LayerTrace {
             layer: self.index,
             gate_entropy: losses::gate_entropy(&routing.gate_gte),
-            left_behind: routing.plan.left_behind(),
+            left_behind: left_behind(&routing.plan, cx.padding_gt),
+            expert_rows: rows.into_inner(),
             input_gtd: matches!(cx.phase, Phase::Eval).then(|| x_gtd.shallow_clone()),
             output_gtd: matches!(cx.phase, Phase::Eval).then(|| y_gtd.shallow_clone()),
             routing,
@@ -78,4 +84,13 @@ impl MoeLayer {
         };
         Ok((y_gtd, trace))
     }
+}
+
+/// Share of tokens that no expert read, where no expert reads padding.
+fn left_behind(plan: &TensorPlan, padding_gt: Option<&Tensor>) -> Tensor {
+    let share = plan.left_behind();
+    let Some(padding_gt) = padding_gt else { return share };
+    let text = padding_gt.logical_not().mean(Kind::Float);
+    let least = 1.0 / padding_gt.numel() as f64;
+    (share - 1.0 + &text) / text.clamp_min(least)
 }

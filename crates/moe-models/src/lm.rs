@@ -5,11 +5,11 @@
 //!
 //! Axis letters: `b` batch, `g` groups, `t` tokens, `d` width, `v` vocabulary.
 
-mod flops;
-
 use crate::block::{Block, Stream, norm};
 use crate::experts::Activation;
-use crate::head;
+use crate::flops;
+use crate::head::Head;
+use crate::head::adaptive::{Adaptive, ClusteredTable, SoftmaxConfig};
 use crate::layer::{LayerTrace, MoeLayer};
 use crate::loss::LossWeights;
 use crate::memory::Memory;
@@ -91,6 +91,9 @@ pub struct LmConfig {
     pub bias: bool,
     /// Whether the output projection is the embedding.
     pub tied_embedding: bool,
+    /// The output layer of a large vocabulary; one softmax over all ids unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub softmax: Option<SoftmaxConfig>,
     /// Which tokens are routed together.
     pub routing_group: RoutingGroup,
 }
@@ -119,6 +122,7 @@ impl Default for LmConfig {
             dense_activation: None,
             bias: true,
             tied_embedding: true,
+            softmax: None,
             routing_group: RoutingGroup::Batch,
         }
     }
@@ -176,6 +180,7 @@ impl LmConfig {
             let first = self.moe_first.unwrap_or_default();
             return error("moe_first", format!("{first} is no block among {}", self.layers));
         }
+        self.softmax.as_ref().map_or(Ok(()), |softmax| softmax.check(self.width))?;
         if self.sparse_layers() == 0 {
             let reason = format!("{} leaves no sparse layer among {}", self.moe_every, self.layers);
             return error("moe_every", reason);
@@ -202,6 +207,9 @@ impl LmConfig {
         (after >= 0 && after % self.moe_every == 0).then(|| (after / self.moe_every) as usize)
     }
 }
+
+/// Standard deviation of initial embeddings and positions.
+const EMBED_STD: f64 = 0.02;
 
 /// What a model returns.
 #[derive(Debug)]
@@ -235,16 +243,44 @@ impl<'a> Rules<'a> {
 /// The language model.
 #[derive(Debug)]
 pub struct DecoderLm {
-    embedding_vd: Tensor,
+    embedding: Embedding,
     /// Absolute positions; none with a span, whose positions are relative.
     position_td: Option<Tensor>,
     blocks: Vec<Block>,
     final_norm: TorchNorm,
-    head_vd: Tensor,
+    /// None in the trunk of another model.
+    head: Option<Head>,
     residual: Box<dyn Residual>,
     config: LmConfig,
     active_share: f64,
     precision: Precision,
+    /// Products of one token in all routers.
+    router_products: f64,
+}
+
+/// Where the stream begins.
+#[derive(Debug)]
+enum Embedding {
+    /// One row for every id, `[v, d]`.
+    Whole(Tensor),
+    /// Shared with an adaptive output layer.
+    Clustered(ClusteredTable),
+}
+
+impl Embedding {
+    fn of(&self, x_bt: &Tensor) -> Tensor {
+        match self {
+            Self::Whole(row_vd) => Tensor::embedding(row_vd, x_bt, -1, false, false),
+            Self::Clustered(table) => table.embed(x_bt),
+        }
+    }
+
+    fn like(&self) -> &Tensor {
+        match self {
+            Self::Whole(row_vd) => row_vd,
+            Self::Clustered(table) => table.like(),
+        }
+    }
 }
 
 impl DecoderLm {
@@ -258,33 +294,80 @@ impl DecoderLm {
         rules: &Rules<'_>,
         vocab: i64,
     ) -> Result<Self, ModelError> {
+        let mut model = Self::trunk(store, config, rules, vocab)?;
+        model.head = Some(model.fresh_head(store, vocab));
+        Ok(model)
+    }
+
+    /// A fresh model without its output layer, for [`Self::features`]: the rest of it, under the same
+    /// names.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn trunk(
+        store: &ParamStore,
+        config: &LmConfig,
+        rules: &Rules<'_>,
+        vocab: i64,
+    ) -> Result<Self, ModelError> {
         config.check()?;
+        config.softmax.as_ref().map_or(Ok(()), |softmax| softmax.check_vocab(vocab))?;
         let (root, d, router) = (store.root(), config.width, rules.router);
         if config.span.is_some() && router.reads_attention() {
             let reason = "this router reads attention over the whole sequence".into();
             return Err(ModelError { key: "span", reason });
         }
-        let embedding_vd = root.matrix("embedding", &[vocab, d], 0.02);
-        let blocks = (0..config.layers).map(|layer| Block::new(&root, config, rules, layer));
-        let blocks = blocks.collect();
-        let head_vd = match config.tied_embedding {
-            true => embedding_vd.shallow_clone(),
-            false => root.matrix("head", &[vocab, d], (1.0 / d as f64).sqrt()),
+        let embedding = match &config.softmax {
+            Some(softmax) if config.tied_embedding => {
+                let table = root.child("embedding");
+                Embedding::Clustered(ClusteredTable::new(&table, softmax, (vocab, d), EMBED_STD))
+            }
+            _ => Embedding::Whole(root.matrix("embedding", &[vocab, d], EMBED_STD)),
         };
+        let blocks = (0..config.layers).map(|layer| Block::new(&root, config, rules, layer));
+        let blocks: Vec<Block> = blocks.collect();
         let experts = config.experts as usize;
         let absolute = config.span.is_none();
-        let position = || absolute.then(|| root.matrix("position", &[config.context, d], 0.02));
+        let position =
+            || absolute.then(|| root.matrix("position", &[config.context, d], EMBED_STD));
         Ok(Self {
             position_td: position(),
-            embedding_vd,
+            embedding,
+            router_products: flops::of_routers(&blocks, store),
             blocks,
             final_norm: norm(&root.child("final_norm"), d),
-            head_vd,
+            head: None,
             residual: rules.residual.build(config.norm),
             config: config.clone(),
             active_share: router.active_experts(experts) / router.bank(experts) as f64,
             precision: Precision::Fp32,
         })
+    }
+
+    fn fresh_head(&self, store: &ParamStore, vocab: i64) -> Head {
+        let (root, d) = (store.root(), self.config.width);
+        let std = (1.0 / d as f64).sqrt();
+        match (&self.config.softmax, &self.embedding) {
+            (_, Embedding::Clustered(table)) => {
+                let tails = root.child("head");
+                Head::Adaptive(Adaptive::new(&tails, table.share(), d, EMBED_STD))
+            }
+            (Some(softmax), Embedding::Whole(_)) => {
+                let head = root.child("head");
+                let table = ClusteredTable::new(&head, softmax, (vocab, d), std);
+                Head::Adaptive(Adaptive::new(&head, table, d, std))
+            }
+            (None, Embedding::Whole(row_vd)) if self.config.tied_embedding => {
+                Head::Full(row_vd.shallow_clone())
+            }
+            (None, Embedding::Whole(_)) => Head::Full(root.matrix("head", &[vocab, d], std)),
+        }
+    }
+
+    /// # Panics
+    /// If this is the trunk of another model.
+    fn head(&self) -> &Head {
+        self.head.as_ref().expect("a language model has an output layer")
     }
 
     /// The same parameters with products in `precision`. Attention over a span stays as it is.
@@ -309,7 +392,7 @@ impl DecoderLm {
     /// If `t` exceeds the context.
     pub fn forward(&self, x_bt: &Tensor, cx: &RouteCx<'_>) -> Result<Output, RouteError> {
         let (x_btd, traces) = self.hidden(x_bt, &mut self.no_memory(x_bt.size()[0]), cx)?;
-        Ok(Output { logits_btv: self.precision.linear(&x_btd, &self.head_vd), traces })
+        Ok(Output { logits_btv: self.head().scores(&x_btd, self.precision), traces })
     }
 
     /// Mean cross-entropy of the targets `y_bt`, nats per token, with its graph, without ever holding
@@ -345,13 +428,12 @@ impl DecoderLm {
     ) -> Result<(Tensor, Vec<LayerTrace>), RouteError> {
         let (x_btd, traces) = self.hidden(x_bt, memory, cx)?;
         let (x_nd, y_n) = (x_btd.flatten(0, 1), y_bt.flatten(0, 1));
-        let loss = head::cross_entropy(&x_nd, &self.head_vd, &y_n, self.precision);
-        Ok((loss, traces))
+        Ok((self.head().loss(&x_nd, &y_n, self.precision), traces))
     }
 
     /// The memory at the start of a text, for `batch` texts at a time: zeros.
     pub fn no_memory(&self, batch: i64) -> Memory {
-        let like = (self.head_vd.kind(), self.head_vd.device());
+        let like = (self.embedding.like().kind(), self.embedding.like().device());
         let zeros = |span: i64| Tensor::zeros([batch, span, self.config.width], like);
         let blocks =
             self.config.span.into_iter().flat_map(|span| {
@@ -365,6 +447,43 @@ impl DecoderLm {
         self.config.span.is_some()
     }
 
+    /// Token ids `[b, t]` of texts with nothing before them to what an output layer reads, `[b, t, d]`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    ///
+    /// # Panics
+    /// As [`Self::forward`].
+    pub fn features(
+        &self,
+        x_bt: &Tensor,
+        cx: &RouteCx<'_>,
+    ) -> Result<(Tensor, Vec<LayerTrace>), RouteError> {
+        self.hidden(x_bt, &mut self.no_memory(x_bt.size()[0]), cx)
+    }
+
+    /// Values of the output layer that a token is multiplied with, mean over these targets, a scalar.
+    ///
+    /// # Panics
+    /// If this is the trunk of another model.
+    pub fn output_products(&self, y_bt: &Tensor) -> Tensor {
+        self.head().products(y_bt)
+    }
+
+    /// FLOPs of one token of a sequence of `t`, whose sparse layers process `rows_l` rows of experts a
+    /// token, `[l]`, and whose output layer multiplies it with `output` values: 2 for every value of a
+    /// matrix, 4 t d for attention, which computes what it masks too; with a span of `l`, whose keys and
+    /// values are computed again for the memory, (6 l + 4 t) d + 4 d^2 l / t ([`crate::flops`]).
+    pub fn flops(&self, rows_l: &[f64], t: usize, output: f64) -> f64 {
+        let (t, d) = (t as f64, self.config.width as f64);
+        let span = self.config.span.unwrap_or(0) as f64;
+        let seen = (3.0 * span + 2.0 * t) * d + 2.0 * d * d * span / t;
+        let attention = self.config.layers as f64 * (4.0 * d * d + seen);
+        let experts = flops::of_experts(&self.blocks, rows_l);
+        let shared = self.router_products + flops::of_dense(&self.blocks);
+        2.0 * (attention + shared + experts + output)
+    }
+
     /// Token ids `[b, t]` to what the output layer reads, `[b, t, d]`.
     fn hidden(
         &self,
@@ -374,7 +493,7 @@ impl DecoderLm {
     ) -> Result<(Tensor, Vec<LayerTrace>), RouteError> {
         let (_, t) = x_bt.size2().expect("[b, t]");
         assert!(t <= self.config.context, "{t} tokens exceed context {}", self.config.context);
-        let mut x_btd = Tensor::embedding(&self.embedding_vd, x_bt, -1, false, false);
+        let mut x_btd = self.embedding.of(x_bt);
         if let Some(position_td) = &self.position_td {
             x_btd += position_td.narrow(0, 0, t);
         }

@@ -156,8 +156,8 @@ impl Vit {
             patch_d: root.constant("patch.bias", &[d], 0.0),
             class_d: class.then(|| root.constant("class_token", &[d], 0.0)),
             position_td: root.matrix("position", &[config.tokens(h, w), d], 0.02),
+            router_products: crate::flops::of_routers(&blocks, store),
             blocks,
-            router_products: flops::routed_matrices(store),
             final_norm: norm(&root.child("final_norm"), d),
             // Zero, as in V-MoE: the first loss is that of an even guess.
             head_vd: root.add("head.weight", &[task.classes, d], Init::Const(0.0), Role::Decayed),

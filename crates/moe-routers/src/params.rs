@@ -98,6 +98,13 @@ impl ParamStore {
         entries.iter().filter(|p| p.role != Role::Buffer).map(|p| p.tensor.numel()).sum()
     }
 
+    /// Keeps every gradient from the tensors whose names `frozen` says: training leaves them as they are.
+    pub fn freeze(&self, frozen: impl Fn(&str) -> bool) {
+        for param in self.entries().iter().filter(|p| frozen(&p.name)) {
+            let _ = param.tensor.set_requires_grad(false);
+        }
+    }
+
     /// Forgets every gradient.
     pub fn zero_grad(&self) {
         for param in self.entries.borrow_mut().iter_mut() {

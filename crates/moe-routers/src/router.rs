@@ -245,6 +245,12 @@ pub trait Router: Debug + Send {
         false
     }
 
+    /// Values that one token is multiplied with in the rule at inference; `None` where they are those of all its learned
+    /// matrices.
+    fn products(&self) -> Option<f64> {
+        None
+    }
+
     /// Updates what no gradient reaches, after an optimiser step whose loads were `load_e`
     /// (`[e]`, all groups together). Such state is a buffer, so that checkpoints hold it.
     fn after_step(&mut self, _load_e: &Tensor) {}

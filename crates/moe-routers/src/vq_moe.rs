@@ -52,7 +52,7 @@ pub const PAPER: Paper = Paper {
         "the release uses one LayerNorm three times: before and after the discrete expert, as here, and as the norm of the block, which is the model's own here; so is the residual, and a `block` other than `none` is refused (the conformance operation has it)",
         "the norm's weight starts at 1 (released: normal around 1, deviation .02); experts have no dropout (released: .1, in the continuous branch)",
         "the release never computes its balance loss, so `reference` has weight 0 (the loss is reported): with k = 1 no loss moves its router, which stays random and orthogonal",
-        "in discrete mode codebook, router and branch gate are buffers under their names of pre-training, so that its weights fit: `moe eval RUN --set router.mode=discrete`. Experts keep the width of pre-training, so that a token uses one of top_k + 1 shares of the active width; `moe train` does not start from another run's weights",
+        "in discrete mode codebook, router and branch gate are buffers under their names of pre-training, so that its weights fit: `moe eval RUN --set router.mode=discrete`. Experts keep the width of pre-training, so that a token uses one of top_k + 1 shares of the active width; `[classify]` in a recipe fine-tunes from such weights",
         "a recipe's capacity acts on the continuous branch; the discrete branch drops nothing. In pre-training loads, gates and dropped tokens are reported of the continuous branch",
         "the online-clustered codebook is the function `reanchored` alone: after a step a router is told loads, but neither codes nor anchors. No published setting uses it",
     ],

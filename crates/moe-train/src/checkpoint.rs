@@ -157,6 +157,26 @@ pub fn load_model(dir: &Path, model: &[(String, Tensor)]) -> Result<State, Check
     load_files(dir, &[(MODEL, model)])
 }
 
+/// Reads the weights of another model that begins like this one: all of `model` must be there, and what the
+/// file holds besides must be `spare` by its name in the store.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_part(
+    dir: &Path,
+    model: &[(String, Tensor)],
+    spare: &dyn Fn(&str) -> bool,
+) -> Result<State, CheckpointError> {
+    let state = load_files(dir, &[])?;
+    let bytes = read_checked(dir, MODEL, &state)?;
+    let targets = names::in_files(model);
+    let stored = Stored::parse(&dir.join(MODEL), &bytes)?;
+    let stored = stored.without(|name| spare(name.strip_prefix("model.").unwrap_or(name)));
+    stored.check(&tensors::layouts(&targets))?;
+    stored.copy_to(&targets);
+    Ok(state)
+}
+
 /// Checks a checkpoint without a model: every file, hash and layout.
 ///
 /// # Errors

@@ -23,6 +23,16 @@ pub struct LayerReport {
     pub gate_entropy: f64,
     /// Share of tokens that no expert read.
     pub fraction_tokens_left_behind: f64,
+    /// Rows that experts processed, in all calls that the rule made; absent in files of earlier versions.
+    #[serde(default)]
+    pub expert_rows: f64,
+}
+
+impl EvalReport {
+    /// Rows that the experts of every sparse layer processed per target, `[l]`.
+    pub(crate) fn rows_per_target(&self) -> Vec<f64> {
+        self.layers.iter().map(|layer| layer.expert_rows / self.tokens as f64).collect()
+    }
 }
 
 /// What an evaluation measured.
@@ -104,6 +114,7 @@ fn layer_report(trace: &LayerTrace, tokens: f64) -> LayerReport {
         load_e: Vec::try_from(trace.routing.plan.load_e().to_kind(Kind::Double)).expect("a vector"),
         gate_entropy: trace.gate_entropy.double_value(&[]) * tokens,
         fraction_tokens_left_behind: trace.left_behind.double_value(&[]) * tokens,
+        expert_rows: trace.expert_rows.double_value(&[]),
     }
 }
 
@@ -112,6 +123,7 @@ impl LayerReport {
         self.load_e.iter_mut().zip(&other.load_e).for_each(|(sum, new)| *sum += new);
         self.gate_entropy += other.gate_entropy;
         self.fraction_tokens_left_behind += other.fraction_tokens_left_behind;
+        self.expert_rows += other.expert_rows;
     }
 
     fn over(mut self, tokens: f64) -> Self {

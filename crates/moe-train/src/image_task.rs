@@ -2,12 +2,18 @@
 //!
 //! Axis letters: `b` batch, `c` channels, `h` height, `w` width, `v` classes, `l` sparse layers.
 
+mod adversary;
+
+pub use adversary::{Attacked, AttackedBatch, ImageAttack};
+
 use crate::evaluate::{EvalPlan, EvalReport, Scored, evaluate};
 use crate::task::{Draw, Task};
 use crate::trainer::TrainError;
-use moe_data::{Augment, ImageBatch, Images};
+use moe_data::{Augment, ImageBatch, Images, Split};
 use moe_models::{LayerTrace, MoeLayer, Vit};
-use moe_routers::{ParamStore, RouteCx};
+use moe_routers::convert::to_host;
+use moe_routers::{ParamStore, Phase, RouteCx, SeededNoise};
+use ndarray::{Array2, Axis, concatenate};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
@@ -60,14 +66,6 @@ impl ImageTask {
         let loss = cross_entropy(&logits_bv, &batch.target_bv);
         Ok(Scored { loss, count: batch.label_b.numel(), traces, measures })
     }
-
-    /// FLOPs of an image by the rows that experts really processed in an evaluation.
-    fn flops_per_image(&self, report: &EvalReport) -> f64 {
-        let images = report.tokens as f64;
-        let rows = |load_e: &[f64]| load_e.iter().sum::<f64>() / images;
-        let rows_l: Vec<f64> = report.layers.iter().map(|layer| rows(&layer.load_e)).collect();
-        self.model.flops(&rows_l)
-    }
 }
 
 /// Mean over the batch of `-sum_v target_v log softmax(logits)_v`, a scalar with its graph.
@@ -100,7 +98,8 @@ impl Task for ImageTask {
         let batches = self.data.eval_batches(plan.split, self.batch)?;
         let batches = batches.map(|batch| self.to_device(&batch));
         let mut report = evaluate(plan, batches, |batch, cx| self.score(batch, cx))?;
-        let flops = self.flops_per_image(&report);
+        // By the rows that experts really processed.
+        let flops = self.model.flops(&report.rows_per_target());
         report.measures.insert("flops_per_image".into(), flops);
         Ok(report)
     }
@@ -113,8 +112,26 @@ impl Task for ImageTask {
         self.model.active_params(store)
     }
 
+    fn as_images(&self) -> Option<&ImageTask> {
+        Some(self)
+    }
+
     fn sparse_layers(&self) -> Vec<&MoeLayer> {
         self.model.sparse_layers().collect()
+    }
+
+    fn features(&self, split: Split, places: &[usize]) -> Result<Option<Array2<f64>>, TrainError> {
+        let _guard = tch::no_grad_guard();
+        let noise = SeededNoise::eval(0, 0);
+        let cx = RouteCx::new(Phase::Eval, &noise);
+        let mut rows = Vec::new();
+        for places in places.chunks(self.batch) {
+            let batch = self.to_device(&self.data.images(split, places)?);
+            let (feature_bd, _) = self.model.features(&batch.x_bchw, &cx)?;
+            rows.push(to_host(&feature_bd));
+        }
+        let views: Vec<_> = rows.iter().map(|rows_nd| rows_nd.view()).collect();
+        Ok(Some(concatenate(Axis(0), &views).expect("rows of one width")))
     }
 }
 

@@ -3,10 +3,12 @@
 //! Axis letters: `b` batch, `t` tokens, `l` sparse layers, `e` experts.
 
 use crate::evaluate::{EvalPlan, EvalReport, Scored, evaluate};
+use crate::image_task::ImageTask;
 use crate::trainer::TrainError;
 use moe_data::{Split, TokenBatch, TokenStream};
 use moe_models::{DecoderLm, LayerTrace, Memory, MoeLayer};
 use moe_routers::{ParamStore, RouteCx};
+use ndarray::Array2;
 use std::cell::RefCell;
 use std::fmt::Debug;
 use std::ops::Range;
@@ -34,6 +36,9 @@ impl Draw {
     }
 }
 
+/// Measure of a batch that is part of the FLOPs of a token.
+const OUTPUT: &str = "output_products";
+
 /// A model with its data. What its parameters hold lies in the run's [`ParamStore`].
 pub trait Task: Debug {
     /// The mean loss of a micro batch ([`Draw::rows`] of the step's batch) without what routers add to it,
@@ -56,14 +61,27 @@ pub trait Task: Debug {
     /// Parameters that one token uses: all but the experts it does not visit.
     fn active_params(&self, store: &ParamStore) -> usize;
 
-    /// FLOPs of a target's forward pass, where they are known before an evaluation.
-    fn inference_flops(&self, _store: &ParamStore) -> Option<f64> {
+    /// The task as one of images, whose inputs have gradients; `None` for any other.
+    fn as_images(&self) -> Option<&ImageTask> {
         None
     }
 
     /// The sparse layers, in order, for measures of what they learned; none where there are none to show.
     fn sparse_layers(&self) -> Vec<&MoeLayer> {
         Vec::new()
+    }
+
+    /// What the last linear map reads of these items of a split, `[n, d]`; `None` where it reads no item
+    /// whole.
+    ///
+    /// # Errors
+    /// Data that make no batch, or a router that refuses.
+    fn features(
+        &self,
+        _split: Split,
+        _places: &[usize],
+    ) -> Result<Option<Array2<f64>>, TrainError> {
+        Ok(None)
     }
 
     /// Tensors beside the weights that the next step depends on, by name; resuming writes into them.
@@ -123,10 +141,16 @@ impl LmTask {
         batches: impl Iterator<Item = TokenBatch>,
         mut memory: Memory,
     ) -> Result<EvalReport, TrainError> {
-        evaluate(plan, batches.map(|batch| self.to_device(&batch)), |[x_bt, y_bt], cx| {
+        let batches = batches.map(|batch| self.to_device(&batch));
+        let mut report = evaluate(plan, batches, |[x_bt, y_bt], cx| {
             let (loss, traces) = self.model.loss_after(&mut memory, x_bt, y_bt, cx)?;
-            Ok(Scored { loss, count: y_bt.numel(), traces, measures: Vec::new() })
-        })
+            let measures = vec![(OUTPUT, self.model.output_products(y_bt))];
+            Ok(Scored { loss, count: y_bt.numel(), traces, measures })
+        })?;
+        let output = report.measures.remove(OUTPUT).unwrap_or_default();
+        let flops = self.model.flops(&report.rows_per_target(), self.sequence, output);
+        report.measures.insert("flops_per_token".into(), flops);
+        Ok(report)
     }
 
     /// A host batch of token ids and targets on the device, each `[b, t]`.
@@ -171,10 +195,6 @@ impl Task for LmTask {
 
     fn active_params(&self, store: &ParamStore) -> usize {
         self.model.active_params(store)
-    }
-
-    fn inference_flops(&self, store: &ParamStore) -> Option<f64> {
-        Some(self.model.flops(store, self.sequence))
     }
 
     fn sparse_layers(&self) -> Vec<&MoeLayer> {

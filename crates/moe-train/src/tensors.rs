@@ -96,6 +96,12 @@ impl<'a> Stored<'a> {
         Ok(Self { path: path.to_owned(), views: file.tensors().into_iter().collect() })
     }
 
+    /// The same without the tensors of these names.
+    pub(crate) fn without(mut self, spare: impl Fn(&str) -> bool) -> Self {
+        self.views.retain(|name, _| !spare(name));
+        self
+    }
+
     /// Layout of every tensor.
     pub fn layouts(&self) -> BTreeMap<String, Layout> {
         let layout = |view: &TensorView<'_>| Layout {

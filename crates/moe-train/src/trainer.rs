@@ -8,11 +8,12 @@ use crate::gradient::{Gradient, Phases};
 use crate::guard::{self, NonFinite, finite};
 use crate::schedule::{Decay, Schedule};
 use crate::task::Task;
-use moe_core::RouteError;
+use moe_core::{MetricError, RouteError};
 use moe_data::{DataError, Split};
 use moe_models::Precision;
 use moe_routers::ParamStore;
 use moe_torch_sys::ShimError;
+use ndarray::Array2;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -159,6 +160,9 @@ pub enum TrainError {
     /// The optimiser's kernel refused.
     #[error("the optimiser: {0}")]
     Optimizer(#[from] ShimError),
+    /// An attack on images with settings out of their range, or on a model that is not finite.
+    #[error("the attack: {0}")]
+    Attack(#[from] MetricError),
     /// The user stopped an evaluation.
     #[error("stopped before the end of an evaluation")]
     Stopped,
@@ -409,6 +413,33 @@ impl Trainer {
         self.step = state.progress.step;
         self.seed = state.progress.seed;
         Ok(state)
+    }
+
+    /// Takes the weights of another model's checkpoint in `dir` for all tensors but those whose names begin
+    /// with `fresh`; the run stays at its step. The checkpoint may hold tensors that `spare` names.
+    ///
+    /// # Errors
+    /// As [`Self::resume`].
+    pub fn start_from(
+        &mut self,
+        dir: &Path,
+        fresh: &str,
+        spare: &dyn Fn(&str) -> bool,
+    ) -> Result<State, CheckpointError> {
+        let taken = named(&self.store).into_iter().filter(|(name, _)| !name.starts_with(fresh));
+        checkpoint::load_part(dir, &taken.collect::<Vec<_>>(), spare)
+    }
+
+    /// What the model's last linear map reads of items of a split ([`Task::features`]).
+    ///
+    /// # Errors
+    /// As [`Task::features`].
+    pub fn features(
+        &self,
+        split: Split,
+        places: &[usize],
+    ) -> Result<Option<Array2<f64>>, TrainError> {
+        self.task.features(split, places)
     }
 
     fn contents(&self) -> Contents {

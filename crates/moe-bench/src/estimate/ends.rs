@@ -4,7 +4,7 @@
 
 use crate::error::Misuse;
 use crate::recipe::Recipe;
-use moe_models::{DecoderLm, ImageSpec, LmConfig, Rules, Vit, head};
+use moe_models::{DecoderLm, ImageSpec, LmConfig, Rules, TextClassifier, TextPool, Vit, head};
 use moe_routers::ParamStore;
 use std::borrow::Cow;
 
@@ -13,6 +13,13 @@ use std::borrow::Cow;
 pub enum Ends {
     /// Text of so many token ids.
     Text(usize),
+    /// Labelled texts, with `[classify]` in the recipe.
+    Texts {
+        /// Number of token ids.
+        vocabulary: usize,
+        /// Number of classes.
+        classes: usize,
+    },
     /// Images, with `[vision]` in the recipe.
     Images(ImageSpec),
 }
@@ -35,12 +42,26 @@ pub(super) struct Rows {
 }
 
 impl Ends {
+    /// Number of token ids; 0 of images.
+    pub(super) fn vocabulary(self) -> usize {
+        match self {
+            Self::Text(vocabulary) | Self::Texts { vocabulary, .. } => vocabulary,
+            Self::Images(_) => 0,
+        }
+    }
+
+    /// Number of classes of a classifier.
+    pub(super) fn classes(self) -> Option<usize> {
+        match self {
+            Self::Text(_) => None,
+            Self::Texts { classes, .. } => Some(classes),
+            Self::Images(spec) => Some(spec.classes as usize),
+        }
+    }
+
     /// Ids or classes to choose from.
     pub(super) fn choices(self) -> usize {
-        match self {
-            Self::Text(vocabulary) => vocabulary,
-            Self::Images(spec) => spec.classes as usize,
-        }
+        self.classes().unwrap_or(self.vocabulary())
     }
 
     /// Builds the model on `store`; returns the parameters that one token uses.
@@ -57,6 +78,12 @@ impl Ends {
                 config.check(spec.chw).map_err(|e| Misuse::recipe("vision", e))?;
                 let model = Vit::new(store, &config, &recipe.model, rules, spec);
                 Ok(model.map_err(refused)?.active_params(store))
+            }
+            (Self::Texts { vocabulary, classes }, _) => {
+                let ends = (vocabulary as i64, classes as i64);
+                let model = TextClassifier::new(store, &recipe.model, rules, ends, TextPool::Mean);
+                let model = model.map_err(|e| Misuse::recipe(e.key, e.reason))?;
+                Ok(model.trunk().active_params(store))
             }
             _ => {
                 let model = DecoderLm::new(store, &recipe.model, rules, self.choices() as i64);
@@ -87,7 +114,8 @@ impl Ends {
             _ => {
                 let sequence = recipe.train.sequence as f64;
                 let tokens = batch * sequence;
-                let (outputs, chunk) = (tokens, tokens.min(head::CHUNK as f64));
+                let outputs = if let Self::Texts { .. } = self { batch } else { tokens };
+                let chunk = outputs.min(head::CHUNK as f64);
                 Rows { tokens, sequence, outputs, chunk, patches: 0.0, pixels: 0.0 }
             }
         }
@@ -99,7 +127,7 @@ impl Rows {
     pub(super) fn through(&self, matrix: &str) -> f64 {
         match matrix {
             "patch.weight" => self.patches,
-            "head.weight" => self.outputs,
+            "head.weight" | "classifier.weight" => self.outputs,
             _ => self.tokens,
         }
     }

@@ -9,6 +9,9 @@ use anyhow::Result;
 use moe_core::stats::mean;
 use serde::{Deserialize, Serialize};
 
+/// Measures of an evaluation that count the work of a target.
+const FLOPS: [&str; 2] = ["flops_per_token", "flops_per_image"];
+
 /// Tokens whose first experts are kept for comparison with other runs.
 const KEPT: usize = 1024;
 
@@ -89,7 +92,7 @@ impl RoutingMetrics {
             effective_rank_output: of(|l| l.effective_rank_output),
             expert_similarity_weights: of(|l| l.expert_similarity_weights),
             expert_similarity_outputs: of(|l| l.expert_similarity_outputs),
-            inference_flops: report.measures.get("flops_per_image").copied(),
+            inference_flops: FLOPS.iter().find_map(|name| report.measures.get(*name)).copied(),
             probe_share: Some(looking / (seconds + looking).max(1e-9)),
             fluctuation_curve,
             collapse_curve: curve(|l| l.representation_collapse),

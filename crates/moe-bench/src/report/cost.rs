@@ -58,10 +58,10 @@ pub(super) fn render(view: &View<'_>) -> Result<String, ReportError> {
         return Ok(String::new());
     }
     let body = format!("<figure class=\"card\"><div class=\"pair\">{panels}</div></figure>");
-    let lede = "Left, further right is faster; right, further left is cheaper; further down is better in \
-                both. Bars span one sample standard deviation over seeds. The dashed line joins the routers \
-                that no other beats in both. Speeds hold for the machine above only; FLOPs are counted \
-                without sorts and draws.";
+    let lede = "Training speed: further right is faster. Inference: further left is cheaper. Further down is \
+                better in both. Bars span one sample standard deviation over seeds. The dashed line joins the \
+                routers that no other beats in both. Speeds hold for the machine above only; FLOPs are \
+                counted without sorts and draws.";
     Ok(section("cost", "Cost against quality", lede, &body))
 }
 

@@ -127,6 +127,7 @@ fn metrics(name: &str, index: usize, noise: &mut Noise) -> Metrics {
     Metrics {
         valid_loss,
         valid_perplexity: valid_loss.exp(),
+        valid_accuracy: None,
         bits_per_byte: Some(valid_loss / std::f64::consts::LN_2),
         load_imbalance: 1.05 + 0.12 * (index % 9) as f64,
         dead_experts: dead,

@@ -13,6 +13,8 @@ const EDGE: f64 = 12.0;
 const COLOURS: usize = 8;
 /// Share of the tokens that an expert must read to be named on the map.
 const NAMED: f64 = 0.02;
+/// Share of the values at each end of an axis that are drawn at its edge.
+const OUTERMOST: f64 = 0.02;
 
 /// One card per router; nothing if no run made a map.
 pub(super) fn render(view: &View<'_>) -> String {
@@ -22,9 +24,10 @@ pub(super) fn render(view: &View<'_>) -> String {
     }
     let lede = "What the router of the last sparse layer read, token by token, in the plane in which \
                 it varies most (principal components), coloured by the token’s first expert; a number \
-                stands at the median of its expert’s tokens. The share of the variance that the plane \
-                holds is given; what looks mixed here may be apart in other directions. One seed \
-                each. The same tokens everywhere.";
+                stands at the median of its expert’s tokens. The percentage is the share of the variance \
+                that the plane holds: what looks mixed here may be apart in other directions. Tokens \
+                beyond the middle 96 % along an axis stand at the edge. One seed each, the same tokens \
+                everywhere.";
     let body = format!("<div class=\"panels wide-panels\">{cards}</div>");
     section("map", "What experts read", lede, &body)
 }
@@ -36,8 +39,7 @@ fn card(entry: &Entry<'_>) -> Option<String> {
         .find_map(|run| Some((run, run.metrics.routing.as_ref()?.map.as_ref()?)))?;
     let drawing = draw(map, entry.name())?;
     Some(format!(
-        "<figure class=\"card\"><figcaption>{}{} <small>seed {}, layer {}, {:.0} % of the \
-         variance</small></figcaption>{drawing}</figure>\n",
+        "<figure class=\"card\"><figcaption>{}{} <small>seed {}, layer {}, {:.0} %</small></figcaption>{drawing}</figure>\n",
         entry.look.swatch(),
         Text(entry.name()),
         run.seed,
@@ -56,7 +58,9 @@ fn draw(map: &Map, name: &str) -> Option<String> {
     let upwards = scale(points.iter().map(|point| point.1), SIDE - EDGE..EDGE)?;
     let mut of: BTreeMap<Option<usize>, Vec<Place>> = BTreeMap::new();
     for (x, y, expert) in &points {
-        of.entry(*expert).or_default().push((across.place(*x), upwards.place(*y)));
+        let place = (across.place(*x), upwards.place(*y));
+        let inside = |at: f64| at.clamp(EDGE, SIDE - EDGE);
+        of.entry(*expert).or_default().push((inside(place.0), inside(place.1)));
     }
     let dots = each(&of, |(expert, places)| dots(*expert, places));
     let least = (points.len() as f64 * NAMED).ceil() as usize;
@@ -67,10 +71,13 @@ fn draw(map: &Map, name: &str) -> Option<String> {
     Some(format!("{open}{dots}{numbers}</svg>"))
 }
 
+/// An axis over all but the outermost values, which would squash the others.
 fn scale(values: impl Iterator<Item = f64>, to: std::ops::Range<f64>) -> Option<Scale> {
-    let mut values = values.peekable();
-    values.peek()?;
-    Some(Scale { from: hull(values, 0.02), to })
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let last = values.len().checked_sub(1)?;
+    let cut = (values.len() as f64 * OUTERMOST) as usize;
+    Some(Scale { from: hull([values[cut], values[last - cut]], 0.02), to })
 }
 
 /// Strokes without length and with round ends: a dot in a few bytes.

@@ -15,7 +15,7 @@ struct Measure {
 const MEASURES: [Measure; 13] = [
     measure(
         "routing_fluctuation",
-        "fluctu- ation",
+        "fluctu\u{ad}ation",
         "Share of probe tokens whose first expert changed between evaluations, mean over the run.",
         3,
     ),
@@ -31,7 +31,7 @@ const MEASURES: [Measure; 13] = [
         "Share of token pairs together at an expert in one layer or the next, but not in both (ACMoE).",
         3,
     ),
-    measure("router_confidence", "confi- dence", "Mean combine weight of the kept choices.", 3),
+    measure("router_confidence", "confi\u{ad}dence", "Mean combine weight of the kept choices.", 3),
     measure(
         "load_cv",
         "load CV",
@@ -53,7 +53,7 @@ const MEASURES: [Measure; 13] = [
     ),
     measure(
         "specialisation",
-        "speciali- sation",
+        "speciali\u{ad}sation",
         "Mutual information of first expert and token class, nats.",
         3,
     ),
@@ -102,7 +102,7 @@ pub(super) fn render(view: &View<'_>) -> String {
     let titles = each(&MEASURES, |measure| format!("<th scope=\"col\">{}</th>", measure.title));
     let rows = each(entries, row);
     let legend = each(&MEASURES, |measure| {
-        let title = measure.title.replace("- ", "");
+        let title = measure.title.replace('\u{ad}', "");
         format!("<div><dt>{title}</dt><dd>{}</dd></div>", Text(measure.legend))
     });
     let table = format!(

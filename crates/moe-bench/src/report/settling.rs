@@ -12,8 +12,8 @@ use crate::probe::RoutingMetrics;
 /// Markers on one curve at most.
 const MARKS: usize = 12;
 const LEDE: &str = "\
-    On the same validation tokens at every evaluation. Left, the share of tokens whose first expert \
-    is another than at the evaluation before. Right, the collapse measure RC of what the routers \
+    On the same validation tokens at every evaluation. Fluctuation is the share of tokens whose first \
+    expert is another than at the evaluation before. Collapse is the measure RC of what the routers \
     read (X-MoE): scatter within the tokens of an expert over the scatter between experts; smaller \
     is more collapsed. Means over layers and seeds, with a band from the lowest to the highest seed.";
 

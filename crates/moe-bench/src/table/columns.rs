@@ -48,6 +48,9 @@ pub(crate) fn columns(results: &Results) -> Vec<&'static Column> {
     COLUMNS.iter().filter(has).collect()
 }
 
+/// No vocabulary has as many tokens: `exp` of what is no cross-entropy.
+const MOST_TOKENS: f64 = 1e12;
+
 const COLUMNS: &[Column] = &[
     Column {
         name: "valid loss",
@@ -70,7 +73,10 @@ const COLUMNS: &[Column] = &[
         name: "perplexity",
         short: ["perplex-", "ity"],
         legend: "exp(valid loss): how many equally likely tokens the model hesitates between.",
-        cell: |entry| with_deviation(entry, "valid_perplexity", 2),
+        cell: |entry| match entry.metrics.get("valid_perplexity") {
+            Some(spread) if spread.mean > MOST_TOKENS => absent(),
+            _ => with_deviation(entry, "valid_perplexity", 2),
+        },
         routed: false,
         of: Of::Text,
     },

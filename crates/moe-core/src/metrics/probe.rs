@@ -2,9 +2,11 @@
 //!
 //! Axis letters: `n` samples, `d` width, `c` classes.
 
+mod few_shot;
 mod logistic;
 mod ridge;
 
+pub use few_shot::{FewShot, L2_EXPONENTS, Labelled, few_shot};
 pub use logistic::{LogisticOptions, LogisticProbe};
 pub use ridge::{RidgeOptions, RidgeProbe};
 

@@ -9,9 +9,9 @@ use rand_distr::{Beta, Distribution};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::order::{below, draws};
 use super::randaugment::RandAugment;
 use super::set::{ImageSet, ImageSize};
+use crate::order::{below, draws};
 
 /// What happens to training images; by default nothing does.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

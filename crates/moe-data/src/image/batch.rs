@@ -4,9 +4,9 @@ use ndarray::{Array1, Array2, Array4};
 use rayon::prelude::*;
 
 use super::augment::Augment;
-use super::order::visits;
 use super::{ImageSet, Images};
 use crate::error::DataError;
+use crate::order::{permutation, visits};
 use crate::split::Split;
 
 /// The most values of one batch (1 GiB of f32): beyond it a size is a mistake in a recipe.
@@ -86,22 +86,50 @@ impl Images {
         let set = self.split(split);
         Ok((0..set.len().div_ceil(batch)).map(move |index| {
             let range = index * batch..set.len().min((index + 1) * batch);
-            self.plain(set, range)
+            self.plain(set, &range.collect::<Vec<_>>())
         }))
     }
 
+    /// These images of a split, in the order given, as they are.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::train_batch`].
+    ///
+    /// # Panics
+    ///
+    /// If there is no such image.
+    pub fn images(&self, split: Split, places: &[usize]) -> Result<ImageBatch, DataError> {
+        self.check_batch(places.len())?;
+        Ok(self.plain(self.split(split), places))
+    }
+
+    /// Places of `per_class` training images of every class, those that come first in the order of `seed`;
+    /// by class. `None` where a class has fewer.
+    pub fn shots(&self, seed: u64, per_class: usize) -> Option<Vec<usize>> {
+        let labels = self.split(Split::Train).labels();
+        let order = permutation(seed, 0, labels.len());
+        let of_class = |class: usize| {
+            let of_class = order.iter().copied().filter(|&i| labels[i] as usize == class);
+            let chosen: Vec<usize> = of_class.take(per_class).collect();
+            (chosen.len() == per_class).then_some(chosen)
+        };
+        let chosen: Option<Vec<_>> = (0..self.classes().len()).map(of_class).collect();
+        chosen.map(|chosen| chosen.concat())
+    }
+
     /// Images as they are.
-    fn plain(&self, set: &ImageSet, range: std::ops::Range<usize>) -> ImageBatch {
-        let labels = &set.labels()[range.clone()];
-        let mut target_bv = Array2::zeros((labels.len(), self.classes().len()));
-        for (b, &label) in labels.iter().enumerate() {
-            target_bv[[b, label as usize]] = 1.0;
+    fn plain(&self, set: &ImageSet, places: &[usize]) -> ImageBatch {
+        let label = |&place: &usize| set.labels()[place];
+        let mut target_bv = Array2::zeros((places.len(), self.classes().len()));
+        for (b, place) in places.iter().enumerate() {
+            target_bv[[b, label(place) as usize]] = 1.0;
         }
-        let pixels = range.into_par_iter().flat_map_iter(|i| self.standardised(set.pixels(i)));
+        let pixels = places.par_iter().flat_map_iter(|&i| self.standardised(set.pixels(i)));
         ImageBatch {
-            x_bchw: self.shaped(labels.len(), pixels.collect()),
+            x_bchw: self.shaped(places.len(), pixels.collect()),
             target_bv,
-            label_b: labels.iter().copied().map(i64::from).collect(),
+            label_b: places.iter().map(label).map(i64::from).collect(),
         }
     }
 

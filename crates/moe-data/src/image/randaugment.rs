@@ -11,9 +11,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::operations as color;
-use super::order::below;
 use super::set::ImageSize;
 use super::warp::Warp;
+use crate::order::below;
 
 /// Settings of RandAugment.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -133,7 +133,7 @@ impl RandAugment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::order::draws;
+    use crate::order::draws;
 
     const SIZE: ImageSize = ImageSize { channels: 3, height: 36, width: 40 };
 

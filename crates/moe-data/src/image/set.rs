@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::error::DataError;
+use crate::split::hold_out;
 
 /// Size of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +75,11 @@ impl ImageSet {
         Ok(Self { place, pixels, labels, size })
     }
 
+    /// Where the images came from.
+    pub(crate) fn place(&self) -> &str {
+        &self.place
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.labels.len()
@@ -119,14 +125,7 @@ impl ImageSet {
     /// Without every `nth` image of those sorted by label, and those alone: all classes lose the same
     /// share, in whatever order a set lists them.
     pub(crate) fn hold_out(&self, nth: usize) -> Result<(Self, Self), DataError> {
-        let mut by_label: Vec<usize> = (0..self.len()).collect();
-        by_label.sort_by_key(|&index| self.labels[index]);
-        let (mut held, mut kept) = (Vec::new(), Vec::new());
-        for (place, index) in by_label.into_iter().enumerate() {
-            if place % nth == nth - 1 { held.push(index) } else { kept.push(index) }
-        }
-        held.sort_unstable();
-        kept.sort_unstable();
+        let (kept, held) = hold_out(&self.labels, nth);
         Ok((self.select(&kept)?, self.select(&held)?))
     }
 

@@ -169,6 +169,11 @@ impl Router for S2Moe {
         true
     }
 
+    /// At inference, where the blend gate is not read.
+    fn products(&self) -> Option<f64> {
+        Some(self.router_ed.numel() as f64)
+    }
+
     fn reference(&self) -> Box<dyn Reference> {
         let zero_e = || Array1::zeros(self.router_ed.size()[0] as usize);
         Box::new(HostS2Moe {

@@ -224,6 +224,17 @@ impl Router for VqMoe {
         true
     }
 
+    /// The codebook, and what the continuous branch reads where it runs.
+    fn products(&self) -> Option<f64> {
+        let branch = match self.config.mode {
+            Mode::Pretrain => {
+                [&self.router, &self.gate].into_iter().flatten().map(|(w, _)| w.numel()).sum()
+            }
+            Mode::Discrete => 0,
+        };
+        Some((self.codebook_cd.numel() + branch) as f64)
+    }
+
     fn reference(&self) -> Box<dyn Reference> {
         let linear = |(weight, bias): &(Tensor, Option<Tensor>)| {
             (to_host(weight), bias.as_ref().map(to_host1))

@@ -1,4 +1,4 @@
-//! The order of training images, and the draws of each: functions of (seed, epoch, index).
+//! The order of training images and texts, and the draws of each image: functions of (seed, epoch, index).
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -14,7 +14,7 @@ pub(crate) fn below(word: u64, n: usize) -> usize {
     ((u128::from(word) * n as u128) >> 64) as usize
 }
 
-/// The order in which epoch `epoch` visits `n` images: Fisher and Yates' shuffle.
+/// The order in which epoch `epoch` visits `n` items: Fisher and Yates' shuffle.
 pub(crate) fn permutation(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -38,7 +38,7 @@ pub(crate) fn draws(seed: u64, epoch: u64, index: usize) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
-/// Image and epoch of `count` places from `start` in the endless row of epochs.
+/// Epoch and item of `count` places from `start` in the endless row of epochs.
 pub(crate) fn visits(seed: u64, start: u64, count: usize, n: usize) -> Vec<(u64, usize)> {
     let mut epoch = start / n as u64;
     let mut place = (start % n as u64) as usize;
