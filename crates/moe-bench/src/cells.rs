@@ -2,13 +2,16 @@
 //! the table and memory is measured per router.
 
 use crate::error::Misuse;
+use crate::memory_cap::MemoryCap;
 use crate::method::MethodRecipe;
 use crate::recipe::Recipe;
 use crate::results::Metrics;
+use crate::reuse::{self, Shelf};
 use crate::run::RunDir;
 use crate::worker::Told;
 use anyhow::{Context, Result};
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -26,6 +29,8 @@ pub struct Cell {
     pub recipe: Recipe,
     /// Where.
     pub dir: RunDir,
+    /// Whether it may be trained now; else it counts only as far as it is finished.
+    pub asked: bool,
 }
 
 /// How a cell ended.
@@ -37,6 +42,8 @@ pub enum CellEnd {
     Failed(String),
     /// Stopped by the user; a checkpoint is there.
     Stopped,
+    /// Not finished, and not asked for.
+    LeftOut,
 }
 
 /// What the scheduler reports while it works; called from several threads.
@@ -60,6 +67,21 @@ pub struct Pool {
     pub device: String,
     /// `--deterministic` of a run.
     pub deterministic: bool,
+    /// Memory that a run may ask for.
+    pub memory: MemoryCap,
+    /// Finished runs of other comparisons.
+    pub shelf: Shelf,
+}
+
+impl fmt::Display for CellEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Finished(metrics) => write!(f, "validation loss {:.4}", metrics.valid_loss),
+            Self::Failed(error) => write!(f, "failed: {error}"),
+            Self::Stopped => f.write_str("stopped"),
+            Self::LeftOut => f.write_str("left out"),
+        }
+    }
 }
 
 /// Where a comparison in `out` keeps the run of a router and a seed.
@@ -68,6 +90,11 @@ pub fn run_dir(out: &Path, router: &str, seed: u64) -> PathBuf {
 }
 
 impl Cell {
+    /// Router and seed, for people.
+    pub fn name(&self) -> String {
+        format!("{} seed {}", self.router, self.recipe.seed)
+    }
+
     /// The cell of `router` and `seed` below `out`, refused if the settings do not fit the router.
     ///
     /// # Errors
@@ -79,8 +106,8 @@ impl Cell {
             recipe.residual = MethodRecipe::named(residual);
         }
         recipe.check()?;
-        let dir = RunDir(run_dir(out, router, seed));
-        Ok(Self { router: router.into(), recipe: recipe.resolved()?, dir })
+        let (recipe, dir) = (recipe.resolved()?, RunDir(run_dir(out, router, seed)));
+        Ok(Self { router: router.into(), recipe, dir, asked: true })
     }
 }
 
@@ -106,26 +133,58 @@ impl Pool {
     }
 
     fn run_one(&self, cell: &Cell, stop: &AtomicBool, watch: &dyn Watch) -> CellEnd {
-        if let Some(metrics) = cell.dir.finished(&cell.recipe) {
-            watch.ready(cell, cell.recipe.train.steps);
-            return CellEnd::Finished(Box::new(metrics));
+        let ended = self.finished(cell).and_then(|found| match found {
+            Some(metrics) => {
+                watch.ready(cell, cell.recipe.train.steps);
+                Ok(CellEnd::Finished(Box::new(metrics)))
+            }
+            None if !cell.asked => Ok(CellEnd::LeftOut),
+            None => follow(self.start(cell)?, cell, stop, watch),
+        });
+        match ended.unwrap_or_else(|error| CellEnd::Failed(format!("{error:#}"))) {
+            CellEnd::Failed(error) => CellEnd::Failed(self.name_cap(error)),
+            end => end,
         }
-        let ended = self.start(cell).and_then(|child| follow(child, cell, stop, watch));
-        ended.unwrap_or_else(|error| CellEnd::Failed(format!("{error:#}")))
+    }
+
+    /// The measures of a run that need not be trained: it is finished, here or in another comparison.
+    fn finished(&self, cell: &Cell) -> Result<Option<Metrics>> {
+        if !cell.dir.result().exists() {
+            self.shelf.take(&self.key(cell), &cell.dir)?;
+        }
+        Ok(cell.dir.finished(&cell.recipe))
+    }
+
+    /// What a run is besides its directory.
+    fn key(&self, cell: &Cell) -> String {
+        let how = format!("{} {} {}", self.threads, self.device, self.deterministic);
+        self.shelf.key(&cell.recipe, &how)
+    }
+
+    /// The limit stands beside an error that it may have caused.
+    fn name_cap(&self, error: String) -> String {
+        match self.memory {
+            MemoryCap::Bytes(bytes) if error.contains("out of memory") => {
+                format!("{error} (--memory-cap was {bytes} bytes)")
+            }
+            _ => error,
+        }
     }
 
     fn start(&self, cell: &Cell) -> Result<Child> {
         fs::create_dir_all(&cell.dir.0)
             .and_then(|()| fs::write(cell.dir.recipe(), cell.recipe.to_toml()))
             .with_context(|| format!("cannot write {}", cell.dir.0.display()))?;
+        reuse::begin(&cell.dir, &self.key(cell))?;
         let program = std::env::current_exe().context("cannot find this program")?;
-        let threads = self.threads.to_string();
+        let (threads, memory) = (self.threads.to_string(), self.memory.to_string());
         let child = Command::new(program)
             .arg("train")
             .arg(cell.dir.recipe())
             .arg("--out")
             .arg(&cell.dir.0)
             .args(["--resume", "--worker", "--threads", &threads, "--device", &self.device])
+            .args(["--memory-cap", &memory])
             .args(self.deterministic.then_some("--deterministic"))
             .env("RAYON_NUM_THREADS", &threads)
             .env("OMP_NUM_THREADS", &threads)

@@ -3,6 +3,7 @@
 
 use crate::commands;
 use crate::error::{Misuse, exit_code, is_stop};
+use crate::memory_cap::MemoryCap;
 use crate::speed::peers::Python;
 use crate::speed::scaling::Axis;
 use crate::speed::{Dtype, Pass};
@@ -138,12 +139,18 @@ pub struct TrainArgs {
     /// With `--dry-run`: print JSON.
     #[arg(long, requires = "dry_run")]
     pub json: bool,
+    /// Bars in the place of the dashboard that a terminal gets.
+    #[arg(long)]
+    pub no_tui: bool,
     /// Where to compute.
     #[command(flatten)]
     pub machine: MachineArgs,
     /// Serve a comparison: events on standard output, stop when standard input ends.
     #[arg(long, hide = true, requires = "out")]
     pub worker: bool,
+    /// Memory that the process may ask for, as in `moe compare`; no limit if left out.
+    #[arg(long, value_parser = parse_memory_cap, value_name = "SIZE")]
+    pub memory_cap: Option<MemoryCap>,
 }
 
 /// Flags of `moe speed`.
@@ -399,9 +406,28 @@ pub struct CompareArgs {
     /// Directory of the comparison; finished runs in it are kept. `runs/<date>-<preset>` if left out.
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Go on with the comparison in `--out`, or with the newest of this preset under `runs/`; refused where there
+    /// is none.
+    #[arg(long)]
+    pub resume: bool,
+    /// Train these runs only, comma-separated: `ROUTER` or `ROUTER:SEED`, `*` for any letters. Others enter the
+    /// table as far as they are finished.
+    #[arg(long, value_delimiter = ',', value_name = "ROUTER[:SEED]")]
+    pub only: Vec<String>,
+    /// Take over finished runs of another comparison that are the same in recipe, program, machine and device;
+    /// may be given several times.
+    #[arg(long, value_name = "DIR")]
+    pub reuse: Vec<PathBuf>,
     /// Runs at a time, each a process of its own; one per hardware thread if left out.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub jobs: Option<u16>,
+    /// Memory that a run may ask for: bytes, or with K, M or G; `none` for no limit. On a CPU an equal share of the
+    /// machine's memory if left out, on a GPU none.
+    #[arg(long, value_parser = parse_memory_cap, value_name = "SIZE")]
+    pub memory_cap: Option<MemoryCap>,
+    /// Bars in the place of the dashboard that a terminal gets.
+    #[arg(long)]
+    pub no_tui: bool,
     /// Print the results as JSON instead of the table.
     #[arg(long)]
     pub json: bool,
@@ -433,6 +459,10 @@ pub struct ConformArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+fn parse_memory_cap(text: &str) -> Result<MemoryCap, String> {
+    text.parse()
 }
 
 fn parse_device(text: &str) -> Result<Device, String> {

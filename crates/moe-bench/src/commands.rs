@@ -5,12 +5,17 @@
     reason = "a command line tool talks to its terminal"
 )]
 
+use crate::cells::Watch;
 use crate::cli::{
     CompareArgs, DataAction, EvalArgs, InspectArgs, PapersArgs, SpeedArgs, TrainArgs,
 };
 use crate::compare::{Comparison, default_out};
+use crate::dashboard::board::{Board, Lane};
+use crate::dashboard::screen::Screen;
+use crate::dashboard::{self, Dashboard};
 use crate::environment::{environment, hardware_threads};
 use crate::error::Misuse;
+use crate::progress::Bars;
 use crate::recipe::Recipe;
 use crate::results::Results;
 use crate::run::{Event, Outcome, RunDir, load, prepare};
@@ -22,6 +27,8 @@ use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tch::{Device, Kind, Tensor};
 
 /// `moe papers`.
@@ -82,7 +89,11 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     if args.dry_run {
         return crate::dry_run::dry_run(args);
     }
-    let stop = worker::stop_flag()?;
+    let screen = Screen::default();
+    let stop = stop_flag(&screen)?;
+    if let Some(cap) = args.memory_cap {
+        cap.impose()?;
+    }
     let device = args.machine.ready()?;
     let precision = args.precision.iter().map(|p| format!("train.precision={p}"));
     let sets: Vec<String> = args.sets.iter().cloned().chain(precision).collect();
@@ -101,9 +112,17 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         worker::tell_end(&outcome);
         return Ok(());
     }
-    let bar = train_bar();
-    let outcome = prepared.train(&dir, args.resume, &mut |event| draw(&bar, &event))?;
-    bar.finish_and_clear();
+    let outcome = if dashboard::wanted(args.no_tui) {
+        let lane = Lane::new(&recipe.router.name, recipe.seed, recipe.train.last_step());
+        let board = Board::new(format!("moe train {stem}"), vec![lane]);
+        let dashboard = Dashboard::start(board, screen, stop)?;
+        prepared.train(&dir, args.resume, &mut |event| dashboard.event(&event))?
+    } else {
+        let bar = train_bar();
+        let outcome = prepared.train(&dir, args.resume, &mut |event| draw(&bar, &event))?;
+        bar.finish_and_clear();
+        outcome
+    };
     match outcome {
         Outcome::Finished(metrics) => {
             let text = recipe.is_language_model();
@@ -154,12 +173,18 @@ fn draw(bar: &ProgressBar, event: &Event<'_>) {
     }
 }
 
+/// A flag that signals set; a second one gives `screen` back before the process ends.
+fn stop_flag(screen: &Screen) -> std::io::Result<Arc<AtomicBool>> {
+    let screen = screen.clone();
+    worker::stop_flag(move || screen.restore())
+}
+
 /// `moe eval`.
 ///
 /// # Errors
 /// No run there, a damaged checkpoint, or data that cannot be read.
 pub fn eval(args: &EvalArgs) -> Result<()> {
-    let stop = worker::stop_flag()?;
+    let stop = stop_flag(&Screen::default())?;
     if !args.sweeps.is_empty() {
         return crate::sweep::sweep(args, &stop);
     }
@@ -229,16 +254,19 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
 /// # Errors
 /// Flags or data that cannot be used, files that cannot be written, or a run that failed.
 pub fn compare(args: &CompareArgs) -> Result<()> {
-    let stop = worker::stop_flag()?;
+    let screen = Screen::default();
+    let stop = stop_flag(&screen)?;
     args.machine.ready()?;
     let comparison = Comparison::new(args)?;
-    let (results, stopped) = comparison.run(args, &stop)?;
+    let watch = watch(args, &comparison, screen, &stop)?;
+    let (results, stopped) = comparison.run(args, &stop, watch.as_ref())?;
+    drop(watch);
     let out = comparison.out().display();
     if args.json {
         println!("{}", serde_json::to_string_pretty(&results)?);
     } else {
         println!("{}", render(&results, Style::Terminal));
-        println!("{out}/report.html  {out}/results.json");
+        println!("{out}/report.html  {out}/results.{{json,csv,md,parquet}}  {out}/curves.csv");
     }
     if stopped {
         eprintln!(
@@ -249,6 +277,20 @@ pub fn compare(args: &CompareArgs) -> Result<()> {
     let failed = results.rows.iter().filter(|row| row.error.is_some()).count();
     ensure!(failed == 0, "{failed} of {} runs failed; see the table", results.rows.len());
     Ok(())
+}
+
+/// How the progress of a comparison is shown: as a dashboard where there is a terminal for it, else as bars.
+fn watch(
+    args: &CompareArgs,
+    comparison: &Comparison,
+    screen: Screen,
+    stop: &Arc<AtomicBool>,
+) -> Result<Box<dyn Watch>> {
+    if !dashboard::wanted(args.no_tui) {
+        return Ok(Box::new(Bars::new(comparison.cells())));
+    }
+    let board = Board::of_cells(format!("moe compare {}", args.preset), comparison.cells());
+    Ok(Box::new(Dashboard::start(board, screen, Arc::clone(stop))?))
 }
 
 /// `moe report`.

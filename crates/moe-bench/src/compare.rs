@@ -1,25 +1,26 @@
 //! The comparison: every router on equal terms, one table, one report.
-#![expect(clippy::print_stderr, reason = "progress goes to the terminal")]
-
 use crate::cells::{Cell, CellEnd, Pool, Watch};
 use crate::cli::CompareArgs;
 use crate::environment::{device_name, environment, hardware_threads};
 use crate::error::Misuse;
+use crate::export;
+use crate::files;
+use crate::memory_cap::MemoryCap;
 use crate::recipe::Recipe;
 use crate::results::{Results, Row, SCHEMA};
+use crate::reuse::{self, Shelf};
 use crate::subject::Subject;
 use crate::summary::summarise;
 use crate::terms::{is_causal, terms, unequal_sizes};
 use crate::verdict::{default_reference, judge};
 use crate::worker::unless_stopped;
 use anyhow::{Context, Result};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use moe_routers::{Method, PAPERS};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tch::Device;
 
 /// A size of comparison.
 #[derive(Debug)]
@@ -92,18 +93,19 @@ impl Comparison {
             given => given.to_vec(),
         };
         let reference = reference(args.reference.as_deref(), &routers)?;
-        let out = args.out.clone().unwrap_or_else(|| default_out(preset.name));
-        let cells = cells(&base, &routers, args.seeds.unwrap_or(preset.seeds), &out)?;
+        let out = place(args, preset.name)?;
+        let mut cells = cells(&base, &routers, args.seeds.unwrap_or(preset.seeds), &out)?;
+        only(&mut cells, &args.only)?;
         for cell in &cells {
             cell.dir.refuse_other_recipe(&cell.recipe)?;
         }
-        let hardware = hardware_threads();
-        let jobs = args.jobs.map_or(hardware, usize::from).min(cells.len());
-        let threads = args.machine.threads.map_or((hardware / jobs).max(1), usize::from);
-        let (device, deterministic) =
-            (device_name(args.machine.device), args.machine.deterministic);
-        let pool = Pool { jobs, threads, device, deterministic };
+        let pool = pool(args, &base, cells.len())?;
         Ok(Self { preset: preset.name.into(), base, reference, cells, pool, out })
+    }
+
+    /// All runs of the comparison, finished or not.
+    pub fn cells(&self) -> &[Cell] {
+        &self.cells
     }
 
     /// Directory of the comparison.
@@ -111,23 +113,27 @@ impl Comparison {
         &self.out
     }
 
-    /// Runs what is not finished yet and writes `results.json` and `report.html`. Whether it was
+    /// Runs what is not finished yet and writes the results, as [`write`] does. Whether it was
     /// stopped before the end comes with the results.
     ///
     /// # Errors
     /// Data that cannot be read, or files that cannot be written. A run that fails is a row.
-    pub fn run(&self, args: &CompareArgs, stop: &AtomicBool) -> Result<(Results, bool)> {
+    pub fn run(
+        &self,
+        args: &CompareArgs,
+        stop: &AtomicBool,
+        watch: &dyn Watch,
+    ) -> Result<(Results, bool)> {
         fs::create_dir_all(&self.out)
             .with_context(|| format!("cannot write to {}", self.out.display()))?;
         let base = self.base.clone();
         let data = unless_stopped(stop, move || Subject::open(&base))?;
         let mut terms = terms(&self.base, &data, &self.cells);
         let environment = environment(args.machine.device);
-        let bars = Bars::new(&self.cells);
-        let ends = self.pool.run(&self.cells, stop, &bars);
-        bars.total.finish_and_clear();
+        let ends = self.pool.run(&self.cells, stop, watch);
         let mut rows = self.rows(&ends);
         terms.unequal.extend(unequal_sizes(&rows));
+        terms.unequal.extend(reuse::other_programs(&self.cells, &ends, &environment));
         let judgements = Some(judge(&rows, &self.reference, &|router| self.causal(router)));
         let summary = summarise(&rows, judgements.as_ref());
         slim(&mut rows);
@@ -150,6 +156,74 @@ impl Comparison {
         let place = |row: &Row| self.cells.iter().position(|cell| cell.router == row.router);
         rows.sort_by_key(|row| (place(row), row.seed));
         rows
+    }
+}
+
+/// How the runs of a comparison of `cells` runs are carried out.
+fn pool(args: &CompareArgs, base: &Recipe, cells: usize) -> Result<Pool> {
+    let hardware = hardware_threads();
+    let jobs = args.jobs.map_or(hardware, usize::from).min(cells);
+    let share = match args.machine.device {
+        Device::Cpu => MemoryCap::share(jobs),
+        // Its driver maps more than the machine has.
+        _ => MemoryCap::None,
+    };
+    Ok(Pool {
+        jobs,
+        threads: args.machine.threads.map_or((hardware / jobs).max(1), usize::from),
+        device: device_name(args.machine.device),
+        deterministic: args.machine.deterministic,
+        memory: args.memory_cap.unwrap_or(share),
+        shelf: Shelf::open(&args.reuse, base)?,
+    })
+}
+
+/// The directory of the comparison: with `--resume` one that is there.
+fn place(args: &CompareArgs, preset: &str) -> Result<PathBuf, Misuse> {
+    let is_comparison = |dir: &PathBuf| dir.join("runs").is_dir();
+    match &args.out {
+        Some(out) if args.resume && !is_comparison(out) => {
+            Err(Misuse::new(format!("--resume: {}: no comparison there", out.display())))
+        }
+        Some(out) => Ok(out.clone()),
+        None if args.resume => {
+            let of_preset = |dir: &PathBuf| dir.to_string_lossy().ends_with(&format!("-{preset}"));
+            let entries = fs::read_dir("runs").into_iter().flatten().flatten();
+            let dirs = entries.map(|entry| entry.path());
+            // Names begin with the date.
+            dirs.filter(|dir| of_preset(dir) && is_comparison(dir)).max().ok_or_else(|| {
+                Misuse::new(format!(
+                    "--resume: no comparison {preset} under runs/; name it by --out"
+                ))
+            })
+        }
+        None => Ok(default_out(preset)),
+    }
+}
+
+/// Keeps from training what none of `patterns` asks for; no pattern asks for all.
+fn only(cells: &mut [Cell], patterns: &[String]) -> Result<(), Misuse> {
+    let names =
+        |cell: &Cell| [cell.router.clone(), format!("{}:{}", cell.router, cell.recipe.seed)];
+    let asks = |pattern: &String, cell: &Cell| names(cell).iter().any(|name| fits(pattern, name));
+    if let Some(pattern) = patterns.iter().find(|p| !cells.iter().any(|cell| asks(p, cell))) {
+        let runs: Vec<String> = cells.iter().map(|cell| names(cell)[1].clone()).collect();
+        let runs = runs.join(", ");
+        return Err(Misuse::new(format!("--only {pattern}: none of the runs: {runs}")));
+    }
+    for cell in cells.iter_mut().filter(|_| !patterns.is_empty()) {
+        cell.asked = patterns.iter().any(|pattern| asks(pattern, cell));
+    }
+    Ok(())
+}
+
+/// Whether `text` is `pattern`, in which `*` stands for any letters.
+fn fits(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((head, tail)) => text.strip_prefix(head).is_some_and(|rest| {
+            rest.char_indices().any(|(at, _)| fits(tail, &rest[at..])) || fits(tail, "")
+        }),
     }
 }
 
@@ -182,7 +256,7 @@ fn row(cell: &Cell, end: &CellEnd) -> Option<Row> {
     let (metrics, error) = match end {
         CellEnd::Finished(metrics) => (Some((**metrics).clone()), None),
         CellEnd::Failed(error) => (None, Some(error.clone())),
-        CellEnd::Stopped => return None,
+        CellEnd::Stopped | CellEnd::LeftOut => return None,
     };
     Some(Row { router: cell.router.clone(), seed: cell.recipe.seed, metrics, error })
 }
@@ -208,7 +282,7 @@ pub fn default_out(name: &str) -> PathBuf {
     Path::new("runs").join(format!("{now}-{name}"))
 }
 
-/// Writes `results.json` and `report.html`.
+/// Writes the results in every form: `results.{json,csv,md,parquet}`, `curves.csv` and `report.html`.
 ///
 /// # Errors
 /// The file system's.
@@ -216,79 +290,54 @@ pub fn write(out: &Path, results: &Results) -> Result<()> {
     let json = serde_json::to_string_pretty(results)? + "\n";
     let robust = crate::robust::Overview::read(out)?;
     let html = crate::report::html_with(results, robust.as_ref())?;
-    for (name, text) in [("results.json", json), ("report.html", html)] {
-        let path = out.join(name);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    let page = [("results.json", json.into_bytes()), ("report.html", html.into_bytes())];
+    for (name, bytes) in page.into_iter().chain(export::files(results)?) {
+        files::replace(&out.join(name), &bytes)?;
     }
     Ok(())
 }
 
-/// Progress of all cells: one bar over all steps with an estimate, one line per running cell.
-struct Bars {
-    all: MultiProgress,
-    total: ProgressBar,
-    running: Mutex<HashMap<PathBuf, (ProgressBar, u64)>>,
-    plain: bool,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Bars {
-    fn new(cells: &[Cell]) -> Self {
-        let all = MultiProgress::new();
-        let steps = cells.iter().map(|cell| cell.recipe.train.steps).sum();
-        let total = all.add(ProgressBar::new(steps));
-        let style = "{bar:32} {percent:>3}%  {elapsed_precise}, about {eta_precise} left  {msg}";
-        total.set_style(ProgressStyle::with_template(style).expect("a valid template"));
-        total.set_message(format!("{} runs", cells.len()));
-        total.enable_steady_tick(std::time::Duration::from_secs(1));
-        let plain = all.is_hidden();
-        Self { all, total, running: Mutex::default(), plain }
-    }
-
-    fn name(cell: &Cell) -> String {
-        format!("{} seed {}", cell.router, cell.recipe.seed)
-    }
-}
-
-impl Watch for Bars {
-    fn ready(&self, cell: &Cell, done: u64) {
-        let bar = self.all.add(ProgressBar::new(cell.recipe.train.steps));
-        let style = "  {prefix:28} {pos:>6}/{len} steps  {msg}";
-        bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
-        bar.set_prefix(Self::name(cell));
-        bar.set_position(done);
-        self.total.inc(done);
-        let mut running = self.running.lock().expect("no panic holds the bars");
-        running.insert(cell.dir.0.clone(), (bar, done));
-    }
-
-    fn step(&self, cell: &Cell, step: u64, loss: f64) {
-        let mut running = self.running.lock().expect("no panic holds the bars");
-        if let Some((bar, at)) = running.get_mut(&cell.dir.0) {
-            self.total.inc(step.saturating_sub(*at));
-            *at = step;
-            bar.set_position(step);
-            bar.set_message(format!("loss {loss:.3}"));
+    #[test]
+    fn stars_stand_for_any_letters() {
+        for (pattern, text, want) in [
+            ("smoe", "smoe", true),
+            ("smoe", "smoe:0", false),
+            ("smoe*", "smoe", true),
+            ("smoe*", "smoe:plain:3", true),
+            ("*:0", "smoe:plain:0", true),
+            ("*:0", "smoe:10", false),
+            ("*moe:*:1", "smoe:plain:1", true),
+            ("*moe:*:1", "smoe:1", false),
+            ("*", "", true),
+            ("", "a", false),
+        ] {
+            assert_eq!(fits(pattern, text), want, "{pattern} {text}");
         }
     }
 
-    fn end(&self, cell: &Cell, end: &CellEnd) {
-        let line = match end {
-            CellEnd::Finished(metrics) => {
-                format!("{}: validation loss {:.4}", Self::name(cell), metrics.valid_loss)
-            }
-            CellEnd::Failed(error) => format!("{}: failed: {error}", Self::name(cell)),
-            CellEnd::Stopped => format!("{}: stopped", Self::name(cell)),
+    #[test]
+    fn runs_are_asked_for_by_router_and_seed() {
+        let routers = ["dense", "smoe", "smoe:plain"].map(str::to_owned);
+        let all = cells(&Recipe::default(), &routers, 2, Path::new("out")).unwrap();
+        let asked = |patterns: &[&str]| {
+            let mut cells = all.clone();
+            let patterns: Vec<String> = patterns.iter().map(|p| (*p).to_owned()).collect();
+            only(&mut cells, &patterns).map(|()| {
+                let asked = cells.iter().filter(|cell| cell.asked);
+                asked
+                    .map(|cell| format!("{}:{}", cell.router, cell.recipe.seed))
+                    .collect::<Vec<_>>()
+            })
         };
-        if let Some((bar, _)) =
-            self.running.lock().expect("no panic holds the bars").remove(&cell.dir.0)
-        {
-            bar.finish_and_clear();
-        }
-        if self.plain {
-            eprintln!("{line}");
-        } else {
-            // A terminal that is gone takes no lines; the results are in files.
-            let _ = self.all.println(line);
-        }
+        assert_eq!(asked(&[]).unwrap().len(), 6);
+        assert_eq!(asked(&["smoe"]).unwrap(), ["smoe:0", "smoe:1"]);
+        assert_eq!(asked(&["*:1", "dense:0"]).unwrap().len(), 4);
+        assert_eq!(asked(&["smoe:plain:1"]).unwrap(), ["smoe:plain:1"]);
+        let error = asked(&["dense", "sme"]).unwrap_err().to_string();
+        assert!(error.contains("--only sme: none of the runs: dense:0, smoe:0"), "{error}");
     }
 }

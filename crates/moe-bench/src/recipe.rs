@@ -329,21 +329,24 @@ impl Recipe {
     /// Keys, each with both values, in which this recipe decides another run than `other`: all but those
     /// that say when to stop, log and save.
     pub fn differences(&self, other: &Self) -> Vec<String> {
-        let free = |recipe: &Self| {
-            let when = TrainConfig {
-                stop_after: None,
-                log_every: 1,
-                checkpoint_every: 0,
-                keep_last: 0,
-                keep_best: false,
-                ..recipe.train.clone()
-            };
-            let recipe = Self { train: when, ..recipe.clone() };
-            toml::Value::try_from(recipe).expect("a recipe is plain data")
-        };
+        let (new, old) = (self.deciding(), other.deciding());
         let mut found = Vec::new();
-        crate::overlay::differences("", Some(&free(self)), Some(&free(other)), &mut found);
+        crate::overlay::differences("", Some(&new), Some(&old), &mut found);
         found
+    }
+
+    /// What decides a run: all but the keys that say when to stop, log and save.
+    pub fn deciding(&self) -> toml::Value {
+        let when = TrainConfig {
+            stop_after: None,
+            log_every: 1,
+            checkpoint_every: 0,
+            keep_last: 0,
+            keep_best: false,
+            ..self.train.clone()
+        };
+        let recipe = Self { train: when, ..self.clone() };
+        toml::Value::try_from(recipe).expect("a recipe is plain data")
     }
 
     /// Whether the model predicts the next token of a text: its loss has a perplexity, and a router that sees

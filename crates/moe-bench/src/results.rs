@@ -64,12 +64,21 @@ pub struct Terms {
     pub steps: u64,
     /// Tokens in one step.
     pub tokens_per_step: u64,
-    /// Cross-entropy of the validation text under the unigram model of the training text, nats per token.
+    /// Cross-entropy of the validation text under the unigram model of the training text, nats per token; of the
+    /// validation images under the frequencies of labels.
     pub unigram_loss: f64,
+    /// What losses are per: `token` or `image`.
+    #[serde(default = "token")]
+    pub unit: String,
     /// Facts equal for all routers.
     pub equal: Vec<String>,
     /// Facts that differ, each naming the router.
     pub unequal: Vec<String>,
+}
+
+/// The unit of files that name none.
+fn token() -> String {
+    "token".into()
 }
 
 /// One run.
@@ -89,7 +98,7 @@ pub struct Row {
 /// Measures of one run. Names follow what dashboards of other MoE systems use.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Metrics {
-    /// Cross-entropy on the validation text, nats per token.
+    /// Cross-entropy on the validation split, nats per token or per image.
     pub valid_loss: f64,
     /// `exp(valid_loss)`.
     pub valid_perplexity: f64,
@@ -120,6 +129,9 @@ pub struct Metrics {
     pub params_total: u64,
     /// Wall time of training, seconds.
     pub train_seconds: f64,
+    /// What the task measures besides on the validation split, by name, such as `accuracy`: means over its targets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub measures: BTreeMap<String, f64>,
     /// Training loss per logged step: `(step, nats per token)`.
     pub train_curve: Vec<(u64, f64)>,
     /// Validation loss per evaluation: `(step, nats per token)`.
@@ -149,7 +161,7 @@ pub struct RouterSummary {
     pub runs: usize,
     /// Failed runs.
     pub failed: usize,
-    /// Scalar fields of [`Metrics`] by name.
+    /// Scalar fields of [`Metrics`] and its `measures`, by name.
     pub metrics: BTreeMap<String, Spread>,
     /// Against the reference router: `better` or `worse` where the test says so, `no difference` where it
     /// could have, `no verdict` (too few seeds, failed runs), `not comparable` (not causal), `reference`.

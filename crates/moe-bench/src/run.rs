@@ -4,6 +4,7 @@
 //! DIR/recipe.toml        as resolved
 //!     environment.json   commit, machine, versions
 //!     metrics.jsonl      a line per logged step and per evaluation
+//!     events.out.tfevents.*   the same for TensorBoard, a file per session
 //!     probe/             routes of the probe set at every evaluation
 //!     checkpoints/       step-000040/{model.safetensors,optimizer.safetensors,state.json}
 //!     result.json        written last: the measures of a finished run
@@ -246,7 +247,8 @@ impl Prepared {
         }
         dir.begin(&self.recipe, self.device)?;
         self.go_on(dir, resume, observe)?;
-        let mut log = Log::open(&dir.metrics(), self.trainer.steps_taken())?;
+        let tokens = self.subject.tokens_per_step(&self.recipe);
+        let mut log = Log::open(&dir.metrics(), self.trainer.steps_taken(), tokens)?;
         let (begun, last) = (self.trainer.steps_taken(), self.recipe.train.last_step());
         observe(Event::Ready { done: begun, last });
         // A session that was stopped during an evaluation left it out.
@@ -390,12 +392,11 @@ impl Prepared {
     }
 
     fn metrics(&self, dir: &RunDir, log: &Log) -> Result<Metrics> {
-        let tokens = self.subject.tokens_per_step(&self.recipe);
         let mut metrics = Metrics {
             params_active: self.trainer.active_params() as u64,
             params_total: self.trainer.store().trainable_count() as u64,
             peak_memory_bytes: peak_memory_bytes(),
-            ..log.summary(tokens)
+            ..log.summary()
         };
         if let Some(routing) = &mut metrics.routing {
             routing.keep(dir, self.steps_taken())?;

@@ -69,8 +69,7 @@ fn summarise_router(router: &str, rows: &[Row], judged: Option<&Judgements>) -> 
 fn spreads(runs: &[&Metrics]) -> BTreeMap<String, Spread> {
     let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for run in runs {
-        let routing = run.routing.iter().flat_map(RoutingMetrics::scalars);
-        for (name, value) in scalars(run).into_iter().chain(routing) {
+        for (name, value) in scalars(run) {
             values.entry(name).or_default().extend(value.filter(|value| value.is_finite()));
         }
     }
@@ -78,9 +77,11 @@ fn spreads(runs: &[&Metrics]) -> BTreeMap<String, Spread> {
     values.into_iter().map(|(name, values)| (name.to_owned(), spread(&values))).collect()
 }
 
-/// Every scalar field of [`Metrics`] itself under its own name.
-fn scalars(metrics: &Metrics) -> [(&'static str, Option<f64>); 14] {
-    [
+/// Every scalar field of [`Metrics`] under its own name, what the task measured besides, and the routing measures.
+pub fn scalars(metrics: &Metrics) -> Vec<(&str, Option<f64>)> {
+    let measures = metrics.measures.iter().map(|(name, value)| (name.as_str(), Some(*value)));
+    let routing = metrics.routing.iter().flat_map(RoutingMetrics::scalars);
+    let fields: [(&str, Option<f64>); 14] = [
         ("valid_loss", Some(metrics.valid_loss)),
         ("valid_perplexity", Some(metrics.valid_perplexity)),
         ("bits_per_byte", metrics.bits_per_byte),
@@ -95,7 +96,8 @@ fn scalars(metrics: &Metrics) -> [(&'static str, Option<f64>); 14] {
         ("params_active", Some(metrics.params_active as f64)),
         ("params_total", Some(metrics.params_total as f64)),
         ("train_seconds", Some(metrics.train_seconds)),
-    ]
+    ];
+    fields.into_iter().chain(measures).chain(routing.map(|(name, value)| (name, value))).collect()
 }
 
 /// Mean and sample standard deviation of at least one value.
@@ -153,7 +155,8 @@ mod tests {
         let fields = json.as_object().unwrap().iter();
         let scalar: Vec<_> =
             fields.filter(|(_, v)| v.is_number()).map(|(k, _)| k.clone()).collect();
-        let summarised: Vec<_> = scalars(&metrics).map(|(name, _)| name.to_owned()).into();
+        let summarised: Vec<_> =
+            scalars(&metrics).iter().map(|(name, _)| (*name).to_owned()).collect();
         assert_eq!(summarised, scalar);
     }
 

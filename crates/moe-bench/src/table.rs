@@ -6,9 +6,9 @@ pub(crate) mod columns;
 use comfy_table::presets::{ASCII_MARKDOWN, NOTHING};
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table};
 
-use crate::results::{Results, RouterSummary, Row};
+use crate::results::{Results, RouterSummary, Row, Terms};
 use crate::summary::{is_control, ranked};
-use columns::{COLUMNS, Column};
+use columns::{Column, columns};
 
 /// Characters in a line of the terminal.
 const TERMINAL: u16 = 120;
@@ -40,8 +40,9 @@ fn table(results: &Results, style: Style) -> String {
         return "No runs.".to_owned();
     }
     let mut table = Table::new();
-    table.set_header(header(style));
-    table.add_rows(entries.iter().map(|entry| line(entry, style)));
+    let columns = columns(results);
+    table.set_header(header(&columns, style));
+    table.add_rows(entries.iter().map(|entry| line(entry, &columns, style)));
     dress(&mut table, style);
     table.trim_fmt()
 }
@@ -78,12 +79,12 @@ fn dress(table: &mut Table, style: Style) {
     }
 }
 
-fn header(style: Style) -> Vec<String> {
-    let title = |column: &Column| match style {
+fn header(columns: &[&Column], style: Style) -> Vec<String> {
+    let title = |column: &&Column| match style {
         Style::Terminal => column.short.join("\n"),
         Style::Markdown => column.name.to_owned(),
     };
-    let middle = COLUMNS.iter().map(title);
+    let middle = columns.iter().map(title);
     let [first, last] = ["router", "verdict"].map(|name| match style {
         Style::Terminal => format!("\n{name}"),
         Style::Markdown => name.to_owned(),
@@ -91,27 +92,35 @@ fn header(style: Style) -> Vec<String> {
     std::iter::once(first).chain(middle).chain([last]).collect()
 }
 
-fn line(entry: &RouterSummary, style: Style) -> Vec<String> {
+fn line(entry: &RouterSummary, columns: &[&Column], style: Style) -> Vec<String> {
     let mut name = plain(&entry.router, style);
     if is_control(&entry.router) {
         name.push('*');
     }
-    let middle = COLUMNS.iter().map(|column| column.show(entry));
+    let middle = columns.iter().map(|column| column.show(entry));
     std::iter::once(name).chain(middle).chain([plain(&entry.verdict, style)]).collect()
 }
 
 fn notes(results: &Results, style: Style) -> String {
-    let unigram = format!(
-        "Unigram loss: {:.3} nats per token; a model above it has learned less than token \
-         frequencies.",
-        results.terms.unigram_loss
-    );
-    let legend = COLUMNS.iter().filter(|column| !column.legend.is_empty());
+    let unigram = floor(&results.terms);
+    let legend = columns(results).into_iter().filter(|column| !column.legend.is_empty());
     let legend = legend.map(|column| note(column.name, column.legend, style));
     let fixed = [("verdict", VERDICT_LEGEND), ("*", CONTROL_LEGEND)];
     let fixed = fixed.map(|(name, text)| note(name, text, style));
     let lines: Vec<String> = legend.chain(fixed).collect();
     format!("{unigram}\n\n{}", lines.join("\n"))
+}
+
+/// The loss without a model.
+fn floor(terms: &Terms) -> String {
+    let (name, what) = match terms.unit.as_str() {
+        "token" => ("Unigram loss", "token"),
+        _ => ("Loss of label frequencies", "label"),
+    };
+    format!(
+        "{name}: {:.3} nats per {}; a model above it has learned less than {what} frequencies.",
+        terms.unigram_loss, terms.unit
+    )
 }
 
 const VERDICT_LEGEND: &str =
@@ -213,13 +222,30 @@ mod tests {
     #[test]
     fn markdown_rows_have_equally_many_cells() {
         let rows = results(3, 3).rows.into_iter().chain([failure("a|b<i>", 1, "x")]).collect();
-        let table = render(&from_rows(rows), Style::Markdown);
+        let results = from_rows(rows);
+        let table = render(&results, Style::Markdown);
         let cells = |line: &str| line.replace("\\|", "").matches('|').count();
         let rows: Vec<usize> =
             table.lines().filter(|line| line.starts_with('|')).map(cells).collect();
-        assert_eq!(rows[..6], [COLUMNS.len() + 3; 6]);
+        assert_eq!(rows[..6], [columns(&results).len() + 3; 6]);
         assert_eq!(rows[6..], [9; 4]);
         assert!(table.contains("a\\|b&lt;i>"));
+    }
+
+    /// What only text has is left out of a comparison on images, and accuracy where nothing has it.
+    #[test]
+    fn columns_follow_what_was_measured() {
+        assert!(!render(&results(2, 2), Style::Markdown).contains("accuracy"));
+        let mut images = results(2, 2);
+        for metrics in images.rows.iter_mut().filter_map(|row| row.metrics.as_mut()) {
+            metrics.measures.insert("accuracy".to_owned(), 0.875);
+        }
+        let mut images = from_rows(images.rows);
+        images.terms.unit = "image".to_owned();
+        let table = render(&images, Style::Markdown);
+        assert!(table.contains(" accuracy |"), "{table}");
+        assert!(table.contains("0.875 ±0.000") && table.contains("nats per image"), "{table}");
+        assert!(!table.contains("perplexity") && !table.contains("bits/byte"), "{table}");
     }
 
     #[test]

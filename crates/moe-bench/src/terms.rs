@@ -15,6 +15,7 @@ pub fn terms(base: &Recipe, data: &Subject, cells: &[Cell]) -> Terms {
         steps: train.steps,
         tokens_per_step: tokens_per_step as u64,
         unigram_loss: data.floor(),
+        unit: data.unit().trim_end_matches('s').into(),
         equal: vec![
             "data, and the batch of every step: a function of (seed, step)".into(),
             "initial weights of every tensor that has the same name and shape".into(),
@@ -77,8 +78,11 @@ fn unequal(cell: &Cell) -> Vec<String> {
     facts
 }
 
-/// Whether neither router nor residual sees later tokens of its group.
+/// Whether neither router nor residual sees later tokens of its group. Only who predicts the next token gains by that.
 pub fn is_causal(cell: &Cell) -> bool {
+    if !cell.recipe.is_language_model() {
+        return true;
+    }
     let residual = || cell.recipe.residual.residual().is_ok_and(|residual| residual.causal());
     cell.recipe.router.router().is_ok_and(|router| router.causal()) && residual()
 }
@@ -154,6 +158,14 @@ mod tests {
 
     fn facts(router: &str) -> Vec<String> {
         unequal(&Cell::new(&Recipe::default(), router, 0, Path::new("out")).unwrap())
+    }
+
+    #[test]
+    fn in_an_image_no_token_is_later() {
+        let images = Recipe::parse(include_str!("../../../recipes/vision.toml"), &[]).unwrap();
+        let causal =
+            |base: &Recipe| is_causal(&Cell::new(base, "soft-moe", 0, Path::new("out")).unwrap());
+        assert!(causal(&images) && !causal(&Recipe::default()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::error::Stopped;
 use crate::run::{Event, Outcome};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::iterator::Signals;
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,20 +71,25 @@ pub fn stop_at_end_of_input(stop: Arc<AtomicBool>) {
 }
 
 /// A flag that SIGINT, SIGTERM and SIGHUP set; a second signal ends the process at once, with the code
-/// that a shell gives to that signal.
+/// that a shell gives to that signal, after `last` has put the terminal in order.
 ///
 /// # Errors
 /// If a handler cannot be installed.
-pub fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
+pub fn stop_flag(last: impl Fn() + Send + 'static) -> std::io::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    // Apart from `stop`, which a parent may have set before the terminal's signal arrives.
-    let signalled = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // Handlers run in the order of registration: the first signal finds nothing signalled.
-        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&signalled))?;
-        flag::register(signal, Arc::clone(&signalled))?;
-        flag::register(signal, Arc::clone(&stop))?;
-    }
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let first = Arc::clone(&stop);
+    std::thread::spawn(move || {
+        // Counted apart from `stop`, which a parent may have set before the terminal's signal arrives.
+        for (earlier, signal) in signals.forever().enumerate() {
+            first.store(true, Ordering::Relaxed);
+            if earlier > 0 {
+                last();
+                // Without destructors, which other threads may be in the way of.
+                signal_hook::low_level::exit(128 + signal);
+            }
+        }
+    });
     Ok(stop)
 }
 

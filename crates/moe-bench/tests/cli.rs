@@ -1,57 +1,21 @@
 //! The `moe` binary as a user meets it: what it prints, what it refuses, with which exit code.
 
-use assert_cmd::Command;
+mod common;
+
+use common::Place;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// A recipe that trains in a moment.
-const TINY: &str = r#"
-router = "smoe"
-[data]
-source = "DATA"
-[model]
-width = 8
-layers = 2
-heads = 2
-context = 8
-experts = 4
-active_hidden = 16
-[train]
-steps = 6
-batch = 2
-sequence = 8
-warmup = 2
-eval_every = 3
-eval_batches = 2
-"#;
-
-/// A directory with a text and a recipe for it.
-struct Place {
-    dir: tempfile::TempDir,
+/// The recipe of a place, trained; and the files that come of it.
+trait Runs {
+    fn train(&self, args: &[&str]) -> Said;
+    fn text(&self, name: &str) -> String;
 }
 
-impl Place {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let text: String = (0..200).map(|i| format!("line {i} of a text\n")).collect();
-        fs::write(dir.path().join("text.txt"), text).unwrap();
-        let place = Self { dir };
-        fs::write(
-            place.path("tiny.toml"),
-            TINY.replace("DATA", &place.path("text.txt").display().to_string()),
-        )
-        .unwrap();
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
+impl Runs for Place {
     /// `moe train tiny.toml` with more arguments.
     fn train(&self, args: &[&str]) -> Said {
-        moe(&[&["train", &self.path("tiny.toml").display().to_string(), "--threads", "1"], args]
-            .concat())
+        moe(&[&["train", &self.show("tiny.toml"), "--threads", "1"], args].concat())
     }
 
     fn text(&self, name: &str) -> String {
@@ -66,7 +30,7 @@ struct Said {
 }
 
 fn moe(args: &[&str]) -> Said {
-    let output = Command::cargo_bin("moe").unwrap().args(args).output().unwrap();
+    let output = common::moe(args);
     Said {
         code: output.status.code().unwrap(),
         out: String::from_utf8(output.stdout).unwrap(),
@@ -95,6 +59,9 @@ fn a_run_writes_its_files_and_can_be_evaluated() {
     for file in ["recipe.toml", "environment.json", "metrics.jsonl", "result.json"] {
         assert!(place.path(out).join(file).exists(), "{file}");
     }
+    let names = fs::read_dir(place.path(out)).unwrap().map(|e| e.unwrap().file_name());
+    let events = names.filter(|n| n.to_string_lossy().starts_with("events.out.tfevents."));
+    assert_eq!(events.count(), 1);
     for file in ["model.safetensors", "optimizer.safetensors", "state.json"] {
         assert!(place.path(out).join("checkpoints/step-000006").join(file).exists(), "{file}");
     }
@@ -324,6 +291,11 @@ fn a_comparison_is_complete_continues_and_refuses_other_settings() {
         results["rows"].as_array().unwrap().iter().all(|row| row["metrics"]["valid_loss"].is_f64())
     );
     assert!(place.text("cmp/report.html").contains("</html>"));
+    assert!(place.text("cmp/results.csv").contains("smoe:plain,1,valid_loss,"));
+    assert!(place.text("cmp/curves.csv").contains("dense,0,train_loss,3,"));
+    assert!(place.text("cmp/results.md").contains("| smoe:plain"));
+    let parquet = fs::read(place.path("cmp/results.parquet")).unwrap();
+    assert!(parquet.starts_with(b"PAR1") && parquet.ends_with(b"PAR1"));
 
     // Finished runs are kept: nothing is trained again.
     let log = place.path("cmp/runs/dense-s0/metrics.jsonl");

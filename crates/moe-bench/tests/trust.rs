@@ -1,54 +1,28 @@
 //! What happens to the `moe` binary from outside: signals, full and read-only disks, no memory.
 
-use rustix::process::{Pid, Signal, kill_process};
+#[path = "common/child.rs"]
+mod child;
+mod common;
+
+use child::{assert_code, send, start};
+use common::{Place, moe, program, text};
+use rustix::process::Signal;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Output};
 
-const TINY: &str = r#"
-router = "smoe"
-[model]
-width = 8
-layers = 2
-heads = 2
-context = 8
-experts = 4
-active_hidden = 16
-[train]
-steps = 6
-batch = 2
-sequence = 8
-warmup = 2
-eval_every = 3
-eval_batches = 2
-"#;
-
-/// A directory with a recipe and a text.
-struct Place {
-    dir: tempfile::TempDir,
+/// Runs of the recipe in a place.
+trait Runs {
+    fn train(&self, sets: &[&str]) -> Vec<String>;
+    fn checkpoint(&self, step: u64) -> PathBuf;
+    fn files(&self, step: u64) -> [Vec<u8>; 3];
+    fn checkpoints(&self) -> Vec<String>;
 }
 
-impl Place {
-    fn new() -> Self {
-        let place = Self { dir: tempfile::tempdir().unwrap() };
-        fs::write(place.path("tiny.toml"), TINY).unwrap();
-        fs::write(place.path("text.txt"), text()).unwrap();
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn show(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
+impl Runs for Place {
     /// Words of `moe train` into `run`, with settings over the recipe.
     fn train(&self, sets: &[&str]) -> Vec<String> {
-        let source = format!("data.source={}", self.show("text.txt"));
-        let sets = [&[source.as_str()], sets].concat();
         let (recipe, out) = (self.show("tiny.toml"), self.show("run"));
         let words = ["train", &recipe, "--out", &out, "--threads", "1"];
         let sets = sets.iter().flat_map(|set| ["--set", set]);
@@ -75,33 +49,10 @@ impl Place {
     }
 }
 
-fn text() -> String {
-    (0..200).map(|i| format!("line {i} of a text\n")).collect()
-}
-
-fn program() -> &'static str {
-    env!("CARGO_BIN_EXE_moe")
-}
-
-fn moe<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Output {
-    Command::new(program()).args(args).output().unwrap()
-}
-
 /// `moe` under limits that a shell sets.
 fn limited(limits: &str, args: &[String]) -> Output {
     let script = format!("{limits}; exec \"$0\" \"$@\"");
     Command::new("sh").args(["-c", &script, program()]).args(args).output().unwrap()
-}
-
-/// A child that talks on pipes.
-fn start<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Child {
-    let mut command = Command::new(program());
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.spawn().unwrap()
-}
-
-fn send(child: &Child, signal: Signal) {
-    kill_process(Pid::from_child(child), signal).unwrap();
 }
 
 /// Waits for a line of the child with `part` in it; returns it and keeps the pipe open.
@@ -118,17 +69,6 @@ fn wait_for(child: &mut Child, part: &str) -> String {
         }
     }
     line
-}
-
-#[track_caller]
-fn assert_code(output: &Output, code: i32, parts: &[&str]) {
-    let said = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert_eq!(output.status.code(), Some(code), "{}: {said}", output.status);
-    parts.iter().for_each(|part| assert!(said.contains(part), "no `{part}` in: {said}"));
 }
 
 #[test]

@@ -91,6 +91,22 @@ fn a_classifier_trains_resumes_and_is_evaluated_under_other_settings() {
     let measure = |line: &serde_json::Value, name: &str| line["measures"][name].as_f64().unwrap();
     assert!((0.0..=1.0).contains(&measure(&line, "accuracy")));
 
+    // A log of every patch: its class is its label.
+    let log = path("routing.jsonl");
+    json(&["eval", &run, "--split", "test", "--json", "--routing-log", &log]);
+    let text = fs::read_to_string(&log).unwrap();
+    let lines: Vec<serde_json::Value> =
+        text.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "two batches of four images, one sparse layer");
+    assert_eq!(lines[1]["token"], 20, "behind four images of five tokens");
+    let label = |image: u64| vec![image % 2; 5];
+    let want: Vec<u64> = (0..4).flat_map(label).collect();
+    assert_eq!(lines[0]["label"], serde_json::json!(want));
+    let report = json(&["inspect", &log, "--json"]);
+    let layer = &report["layers"][0];
+    assert_eq!(layer["tokens"], 40);
+    assert!(layer["specialisation"]["mutual_information"].is_number(), "{layer}");
+
     // Five tokens of eight images choose two experts each, or one; two groups' worth of room is enough.
     let rows = json(&[
         "eval",
@@ -184,6 +200,16 @@ fn routers_are_compared_on_images() {
     let results = fs::read_to_string(Path::new(&out).join("results.json")).unwrap();
     let results: serde_json::Value = serde_json::from_str(&results).unwrap();
     assert_eq!(results["terms"]["tokenizer"], "patches of 4 x 4");
+    assert_eq!(results["terms"]["unit"], "image");
+    let accuracy = |row: &serde_json::Value| row["metrics"]["measures"]["accuracy"].as_f64();
+    for row in results["rows"].as_array().unwrap() {
+        assert!(accuracy(row).is_some_and(|share| (0.0..=1.0).contains(&share)), "{row}");
+    }
+    assert!(table.contains("racy") && !table.contains("perplex-"), "{table}");
+    let csv = fs::read_to_string(Path::new(&out).join("results.csv")).unwrap();
+    assert!(csv.contains("v-moe,0,accuracy,"), "{csv}");
+    let page = fs::read_to_string(Path::new(&out).join("report.html")).unwrap();
+    assert!(page.contains(">accuracy</th>") && !page.contains(">perplexity</th>"));
     // Two classes, equally often: ln 2.
     let floor = results["terms"]["unigram_loss"].as_f64().unwrap();
     assert!((floor - 2f64.ln()).abs() < 0.01, "{floor}");

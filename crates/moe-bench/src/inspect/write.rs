@@ -1,6 +1,6 @@
 //! A routing log of our own: every decision of an evaluation, one line per batch and layer.
 //!
-//! Axis letters: `t` tokens (of all groups of a batch), `k` choices, `e` experts, `n` routed rows.
+//! Axis letters: `t` tokens (of all groups of a batch), `b` images, `k` choices, `e` experts, `n` routed rows.
 
 use super::line::FORMAT;
 use crate::error::Misuse;
@@ -27,6 +27,8 @@ struct BatchLine<'a> {
     token: u64,
     #[serde(skip_serializing_if = "<[i64]>::is_empty")]
     input: &'a [i64],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    label: Vec<i64>,
     experts: Vec<Vec<usize>>,
     weights: Vec<Vec<f64>>,
     kept: Vec<Vec<bool>>,
@@ -37,34 +39,35 @@ struct Writer {
     file: BufWriter<File>,
     step: u64,
     first: u64,
-    inputs: std::vec::IntoIter<Vec<i64>>,
+    known: std::vec::IntoIter<Known>,
+}
+
+/// What is known of a batch before a router sees it.
+#[derive(Debug, Default)]
+struct Known {
+    /// Vocabulary ids, `[t]`; empty for images.
+    input_t: Vec<i64>,
+    /// Classes of the images, `[b]`; empty for text.
+    label_b: Vec<i64>,
 }
 
 /// Evaluates and writes every decision to `path`.
 ///
 /// # Errors
-/// As [`Prepared::evaluate`]; a run about images; a file that cannot be written; a router that mixes all tokens.
+/// As [`Prepared::evaluate`]; a file that cannot be written; a router that mixes all tokens.
 pub fn decisions(
     prepared: &Prepared,
     (split, batches): (Split, Option<usize>),
     path: &Path,
 ) -> Result<EvalLine> {
     let recipe = prepared.recipe();
-    let (batch, sequence) = (recipe.train.batch, recipe.train.sequence);
-    let Subject::Text(text) = prepared.subject() else {
-        return Err(Misuse::new("--routing-log: knows language models alone").into());
-    };
-    let windows = text.eval_batches(split, batch, sequence)?;
-    // A model with a memory reads its texts side by side, not in these windows.
-    let known = batches.unwrap_or(usize::MAX) * usize::from(recipe.model.span.is_none());
-    let inputs: Vec<Vec<i64>> =
-        windows.take(known).map(|batch| batch.x_bt.iter().copied().collect()).collect();
+    let known = known(prepared, split, batches.unwrap_or(usize::MAX))?.into_iter();
     let context = || format!("cannot write {}", path.display());
     let mut file = BufWriter::new(File::create(path).with_context(context)?);
     let header = json!({ "format": FORMAT, "num_experts": recipe.model.experts });
     writeln!(file, "{header}").with_context(context)?;
     let step = prepared.steps_taken();
-    let state = RefCell::new((Writer { file, step, first: 0, inputs: inputs.into_iter() }, Ok(())));
+    let state = RefCell::new((Writer { file, step, first: 0, known }, Ok(())));
     let line = prepared.watch(split, batches, &|scored| {
         let (writer, outcome) = &mut *state.borrow_mut();
         if outcome.is_ok() {
@@ -77,9 +80,40 @@ pub fn decisions(
     Ok(line)
 }
 
+/// What is known of the first `batches` batches of a split.
+fn known(prepared: &Prepared, split: Split, batches: usize) -> Result<Vec<Known>> {
+    let recipe = prepared.recipe();
+    let (batch, sequence) = (recipe.train.batch, recipe.train.sequence);
+    match prepared.subject() {
+        // A model with a memory reads its texts side by side, not in these windows.
+        Subject::Text(_) if recipe.model.span.is_some() => Ok(Vec::new()),
+        Subject::Text(text) => {
+            let windows = text.eval_batches(split, batch, sequence)?.take(batches);
+            let input = windows.map(|batch| batch.x_bt.iter().copied().collect());
+            Ok(input.map(|input_t| Known { input_t, ..Known::default() }).collect())
+        }
+        Subject::Images(images, _) => {
+            let labels = images.eval_batches(split, batch)?.take(batches);
+            let labels = labels.map(|batch| batch.label_b.to_vec());
+            Ok(labels.map(|label_b| Known { label_b, ..Known::default() }).collect())
+        }
+        Subject::Drawings(..) | Subject::Labelled(_) => {
+            let message = "--routing-log: knows language models and classifiers of images";
+            Err(Misuse::new(message).into())
+        }
+    }
+}
+
+/// The class of the image that each of `tokens` tokens is a part of, `[t]`; images follow one another.
+fn labels(label_b: &[i64], tokens: usize) -> Vec<i64> {
+    let of_image = tokens / label_b.len().max(1);
+    label_b.iter().flat_map(|label| std::iter::repeat_n(*label, of_image)).collect()
+}
+
 impl Writer {
     fn batch(&mut self, scored: &Scored) -> Result<()> {
-        let input = self.inputs.next().unwrap_or_default();
+        let Known { input_t, label_b } = self.known.next().unwrap_or_default();
+        let mut tokens = scored.count;
         for trace in &scored.traces {
             let Some(Decisions { experts, weights, kept }) = Decisions::of(&trace.routing) else {
                 let message = "--routing-log: this router mixes all tokens for every expert; it \
@@ -87,11 +121,13 @@ impl Writer {
                 return Err(Misuse::new(message).into());
             };
             let (step, layer, token) = (self.step, trace.layer, self.first);
-            let line = BatchLine { step, layer, token, input: &input, experts, weights, kept };
+            tokens = experts.len();
+            let (input, label) = (input_t.as_slice(), labels(&label_b, tokens));
+            let line = BatchLine { step, layer, token, input, label, experts, weights, kept };
             serde_json::to_writer(&mut self.file, &line)?;
             self.file.write_all(b"\n")?;
         }
-        self.first += scored.count as u64;
+        self.first += tokens as u64;
         Ok(())
     }
 }
@@ -169,6 +205,13 @@ fn rows<T: Clone>(values: &[T], k: usize) -> Vec<Vec<T>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Two images of three tokens.
+    #[test]
+    fn tokens_have_the_class_of_their_image() {
+        assert_eq!(labels(&[7, 2], 6), [7, 7, 7, 2, 2, 2]);
+        assert_eq!(labels(&[], 6), [0; 0]);
+    }
 
     /// Expert 0 reads tokens 2 and 0, expert 1 token 2: token 1 is left behind.
     #[test]

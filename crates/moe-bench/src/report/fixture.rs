@@ -4,6 +4,7 @@ use crate::probe::{Map, RoutingMetrics};
 use crate::results::{Environment, Metrics, Results, Row, SCHEMA, Terms};
 use crate::summary::{DENSE, RANDOM, summarise};
 use crate::verdict::judge;
+use std::collections::BTreeMap;
 
 const STEPS: u64 = 600;
 const LAYERS: usize = 2;
@@ -85,6 +86,7 @@ fn terms() -> Terms {
         steps: STEPS,
         tokens_per_step: 4096,
         unigram_loss: 3.07,
+        unit: "token".to_owned(),
         equal: [
             "Initial weights outside the router, by seed",
             "Order of the data",
@@ -138,6 +140,7 @@ fn metrics(name: &str, index: usize, noise: &mut Noise) -> Metrics {
         params_active: 1_230_000 + 8_192 * index as u64,
         params_total: if name == DENSE { 1_230_000 } else { 4_560_000 },
         train_seconds: 130.0 + 9.0 * index as f64,
+        measures: BTreeMap::new(),
         train_curve,
         valid_curve,
         expert_usage: if name == DENSE { Vec::new() } else { usage(index, dead, noise) },

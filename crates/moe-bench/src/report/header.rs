@@ -83,8 +83,10 @@ fn loss_spread(entry: &Entry<'_>) -> Option<String> {
 }
 
 fn unigram(view: &View<'_>) -> Option<String> {
-    let note = "nats per token; above it nothing was learned but frequencies";
-    Some(tile("Unigram loss", &format!("{:.3}", view.unigram()?), note))
+    let unit = &view.results.terms.unit;
+    let note = format!("nats per {unit}; above it nothing was learned but frequencies");
+    let name = if unit == "token" { "Unigram loss" } else { "Loss of label frequencies" };
+    Some(tile(name, &format!("{:.3}", view.unigram()?), &note))
 }
 
 fn fastest(view: &View<'_>) -> Option<String> {

@@ -2,7 +2,7 @@
 //! mean.
 
 use crate::summary::VERDICT_SEEDS;
-use crate::table::columns::COLUMNS;
+use crate::table::columns::{Column, columns};
 
 use super::markup::{At, Text, each, open_svg, section};
 use super::scale::{Scale, decimals, hull, robust_top, ticks};
@@ -25,14 +25,15 @@ pub(super) fn render(view: &View<'_>) -> String {
         "leaderboard",
         "Leaderboard",
         lede,
-        &format!("{}{}{}", table(view), verdict(), legend()),
+        &format!("{}{}{}", table(view), verdict(), legend(&columns(view.results))),
     )
 }
 
 fn table(view: &View<'_>) -> String {
     let strip = Strip::new(view);
-    let titles = each(COLUMNS, |column| format!("<th scope=\"col\">{}</th>", column.name));
-    let rows = each(&view.entries, |entry| row(entry, &strip));
+    let columns = columns(view.results);
+    let titles = each(&columns, |column| format!("<th scope=\"col\">{}</th>", column.name));
+    let rows = each(&view.entries, |entry| row(entry, &columns, &strip));
     format!(
         "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Leaderboard\">\
          <table>\n<thead><tr><th scope=\"col\">router</th><th scope=\"col\" class=\"strip\">valid \
@@ -42,10 +43,10 @@ fn table(view: &View<'_>) -> String {
     )
 }
 
-fn row(entry: &Entry<'_>, strip: &Strip) -> String {
+fn row(entry: &Entry<'_>, columns: &[&Column], strip: &Strip) -> String {
     let class = if entry.is_control() { " class=\"control\"" } else { "" };
     let tag = if entry.is_control() { " <small>control</small>" } else { "" };
-    let cells = each(COLUMNS, |column| format!("<td>{}</td>", cell(&column.show(entry.summary))));
+    let cells = each(columns, |column| format!("<td>{}</td>", cell(&column.show(entry.summary))));
     format!(
         "<tr{class}><th scope=\"row\">{}<span class=\"name\">{}{tag}</span></th><td class=\"strip\">{}</td>{cells}<td>{}</td>\
          </tr>\n",
@@ -91,7 +92,7 @@ impl Strip {
             let x = At(self.scale.place(*tick));
             format!("<text x=\"{x}\" y=\"12\" text-anchor=\"middle\">{tick:.decimals$}</text>")
         };
-        let open = open_svg("strip", WIDTH, 16.0, "Axis of validation loss, nats per token");
+        let open = open_svg("strip", WIDTH, 16.0, "Axis of validation loss, nats");
         format!("{open}{}</svg>", each(&self.ticks, label))
     }
 
@@ -166,8 +167,8 @@ fn verdict() -> String {
     )
 }
 
-fn legend() -> String {
-    let explained = COLUMNS.iter().filter(|column| !column.legend.is_empty());
+fn legend(columns: &[&Column]) -> String {
+    let explained = columns.iter().filter(|column| !column.legend.is_empty());
     let items = each(explained, |column| {
         format!("<div><dt>{}</dt><dd>{}</dd></div>", column.name, Text(column.legend))
     });

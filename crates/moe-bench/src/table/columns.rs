@@ -1,6 +1,6 @@
 //! The columns of the comparison, shared by the table in the terminal and the one in the report.
 
-use crate::results::{RouterSummary, Spread};
+use crate::results::{Results, RouterSummary, Spread};
 use crate::summary::{DENSE, mean};
 
 /// What stands where a router has no such measure.
@@ -18,6 +18,17 @@ pub(crate) struct Column {
     pub(crate) cell: fn(&RouterSummary) -> String,
     /// Whether the column is about experts, of which the dense control has none.
     routed: bool,
+    /// Which comparisons have the column.
+    of: Of,
+}
+
+/// Comparisons that have a column.
+enum Of {
+    All,
+    /// Those of language models.
+    Text,
+    /// Those in which a run has this measure.
+    Measure(&'static str),
 }
 
 impl Column {
@@ -27,18 +38,36 @@ impl Column {
     }
 }
 
+/// The columns of `results` between the router's name and its verdict.
+pub(crate) fn columns(results: &Results) -> Vec<&'static Column> {
+    let has = |column: &&Column| match column.of {
+        Of::All => true,
+        Of::Text => results.terms.unit == "token",
+        Of::Measure(name) => results.summary.iter().any(|entry| entry.metrics.contains_key(name)),
+    };
+    COLUMNS.iter().filter(has).collect()
+}
+
 /// No vocabulary has as many tokens: `exp` of what is no cross-entropy.
 const MOST_TOKENS: f64 = 1e12;
 
-/// All columns between the router's name and its verdict.
-pub(crate) const COLUMNS: &[Column] = &[
+const COLUMNS: &[Column] = &[
     Column {
         name: "valid loss",
         short: ["valid", "loss"],
-        legend: "Cross-entropy on the validation text in nats per token, mean ± sample standard \
-                 deviation over seeds.",
+        legend: "Cross-entropy on the validation split in nats, mean ± sample standard deviation \
+                 over seeds.",
         cell: |entry| with_deviation(entry, "valid_loss", 3),
         routed: false,
+        of: Of::All,
+    },
+    Column {
+        name: "accuracy",
+        short: ["accu-", "racy"],
+        legend: "Share of the validation targets that are predicted right.",
+        cell: |entry| with_deviation(entry, "accuracy", 3),
+        routed: false,
+        of: Of::Measure("accuracy"),
     },
     Column {
         name: "perplexity",
@@ -49,6 +78,7 @@ pub(crate) const COLUMNS: &[Column] = &[
             _ => with_deviation(entry, "valid_perplexity", 2),
         },
         routed: false,
+        of: Of::Text,
     },
     Column {
         name: "bits/byte",
@@ -56,6 +86,7 @@ pub(crate) const COLUMNS: &[Column] = &[
         legend: "Validation loss per byte of text, comparable across tokenisers.",
         cell: |entry| scaled(entry, "bits_per_byte", 1.0, 3),
         routed: false,
+        of: Of::Text,
     },
     Column {
         name: "imbalance",
@@ -63,6 +94,7 @@ pub(crate) const COLUMNS: &[Column] = &[
         legend: "Largest over mean expert load, mean over layers; 1 is perfect balance.",
         cell: |entry| scaled(entry, "load_imbalance", 1.0, 2),
         routed: true,
+        of: Of::All,
     },
     Column {
         name: "dead experts",
@@ -70,6 +102,7 @@ pub(crate) const COLUMNS: &[Column] = &[
         legend: "Experts that received no validation token, over all layers, mean over seeds.",
         cell: |entry| scaled(entry, "dead_experts", 1.0, 1),
         routed: true,
+        of: Of::All,
     },
     Column {
         name: "dropped %",
@@ -77,6 +110,7 @@ pub(crate) const COLUMNS: &[Column] = &[
         legend: "Share of validation tokens that no expert kept, mean over layers.",
         cell: |entry| scaled(entry, "fraction_tokens_left_behind", 100.0, 1),
         routed: true,
+        of: Of::All,
     },
     Column {
         name: "gate entropy",
@@ -85,6 +119,7 @@ pub(crate) const COLUMNS: &[Column] = &[
                  certain, 1 is even.",
         cell: |entry| scaled(entry, "gate_entropy", 1.0, 2),
         routed: true,
+        of: Of::All,
     },
     Column {
         name: "tokens/s",
@@ -92,6 +127,7 @@ pub(crate) const COLUMNS: &[Column] = &[
         legend: "Training tokens per second.",
         cell: |entry| mean(entry, "tokens_per_second").map_or_else(absent, rate),
         routed: false,
+        of: Of::All,
     },
     Column {
         name: "routing %",
@@ -99,6 +135,7 @@ pub(crate) const COLUMNS: &[Column] = &[
         legend: "Share of the forward pass spent deciding routes and building plans.",
         cell: |entry| scaled(entry, "routing_share", 100.0, 1),
         routed: true,
+        of: Of::All,
     },
     Column {
         name: "memory MB",
@@ -106,6 +143,7 @@ pub(crate) const COLUMNS: &[Column] = &[
         legend: "Largest resident memory of the process; 1 MB is 10^6 bytes.",
         cell: |entry| scaled(entry, "peak_memory_bytes", 1e-6, 0),
         routed: false,
+        of: Of::All,
     },
     Column {
         name: "active param.",
@@ -113,6 +151,7 @@ pub(crate) const COLUMNS: &[Column] = &[
         legend: "Parameters that one token uses.",
         cell: |entry| mean(entry, "params_active").map_or_else(absent, magnitude),
         routed: false,
+        of: Of::All,
     },
     Column {
         name: "total param.",
@@ -120,6 +159,7 @@ pub(crate) const COLUMNS: &[Column] = &[
         legend: "",
         cell: |entry| mean(entry, "params_total").map_or_else(absent, magnitude),
         routed: false,
+        of: Of::All,
     },
     Column {
         name: "runs",
@@ -127,6 +167,7 @@ pub(crate) const COLUMNS: &[Column] = &[
         legend: "Finished out of started runs; one run per seed.",
         cell: |entry| format!("{}/{}", entry.runs, entry.runs + entry.failed),
         routed: false,
+        of: Of::All,
     },
 ];
 
