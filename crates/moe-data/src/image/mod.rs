@@ -29,6 +29,7 @@ use crate::read::gunzip;
 use crate::split::{BySplit, Split};
 pub use augment::Augment;
 pub use batch::ImageBatch;
+pub(crate) use order::below;
 pub use randaugment::RandAugment;
 pub use set::{ImageSet, ImageSize};
 
