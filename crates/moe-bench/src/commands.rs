@@ -141,6 +141,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if !args.sweeps.is_empty() {
         return crate::sweep::sweep(args, &stop);
     }
+    if let Some(place) = &args.retrieval {
+        return crate::retrieval::retrieval(args, place, &stop);
+    }
     let device = args.machine.ready()?;
     let prepared = load(&args.run, &args.sets, device, &stop)?;
     let split = args.split.into();
@@ -159,6 +162,8 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         println!("loss {:.4} nats per image", report.loss);
     } else {
         println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
+    }
+    if let Subject::Text(..) = prepared.subject() {
         println!(
             "bits per byte {}",
             bits.map_or("undefined: the tokens lose text".into(), |b| format!("{b:.4}"))

@@ -37,6 +37,7 @@ pub const PRESETS: &[Preset] = &[
     Preset { name: "quick", recipe: include_str!("../../../recipes/quick.toml"), seeds: 3 },
     Preset { name: "standard", recipe: include_str!("../../../recipes/standard.toml"), seeds: 6 },
     Preset { name: "vision", recipe: include_str!("../../../recipes/vision.toml"), seeds: 3 },
+    Preset { name: "masked", recipe: include_str!("../../../recipes/masked.toml"), seeds: 3 },
 ];
 
 fn preset(name: &str) -> Result<&'static Preset, Misuse> {

@@ -54,6 +54,24 @@ fn look(recipe: &Recipe) -> Result<DryRun> {
         let message = "--dry-run: measures language models, and not yet recipes with [vision]";
         return Err(Misuse::new(message).into());
     }
+    let (data, vocabulary) = read(&recipe)?;
+    let estimate = estimate(&recipe, vocabulary, peak_memory_bytes())?;
+    Ok(DryRun { recipe, data, estimate })
+}
+
+/// The data, and the number of ids.
+fn read(recipe: &Recipe) -> Result<(Data, usize)> {
+    if recipe.masked.is_some() {
+        let text = recipe.data.open_languages()?;
+        let data = Data {
+            corpus: text.languages().name().into(),
+            tokenizer: text.tokenizer().name().into(),
+            train_tokens: text.tokens(Split::Train),
+            valid_tokens: text.tokens(Split::Valid),
+            test_tokens: text.tokens(Split::Test),
+        };
+        return Ok((data, text.vocab_size()));
+    }
     let stream = recipe.data.open()?;
     let data = Data {
         corpus: stream.corpus().into(),
@@ -62,6 +80,5 @@ fn look(recipe: &Recipe) -> Result<DryRun> {
         valid_tokens: stream.tokens(Split::Valid).len(),
         test_tokens: stream.tokens(Split::Test).len(),
     };
-    let estimate = estimate(&recipe, stream.vocab_size(), peak_memory_bytes())?;
-    Ok(DryRun { recipe, data, estimate })
+    Ok((data, stream.vocab_size()))
 }

@@ -27,13 +27,13 @@
 //! token multiplies every matrix once, 2 FLOPs a value, of the experts its share; and `4 t d` in
 //! every layer's attention, or with a span of `l`, whose keys and values are computed again for the memory,
 //! `(6 l + 4 t) d + 4 d^2 l / t`. What a rule computes besides its matrices (similarities between tokens,
-//! sorting) is not in it.
+//! sorting) is not in it. A masked language model's output layer reads the hidden tokens alone.
 //!
 //! Axis letters: `b` batch, `t` tokens, `d` width, `e` experts, `v` vocabulary.
 
 use crate::error::Misuse;
 use crate::recipe::Recipe;
-use moe_models::{DecoderLm, LmConfig, Rules, head};
+use moe_models::{DecoderLm, LmConfig, MaskedLm, ModelError, Rules, head};
 use moe_routers::{ParamStore, Role, RouterConfig};
 use serde::Serialize;
 use tch::Kind;
@@ -131,7 +131,7 @@ pub fn estimate(recipe: &Recipe, vocabulary: usize, process: u64) -> Result<Esti
         losses: recipe.losses,
     };
     let store = ParamStore::sketch(Kind::Float);
-    let model = DecoderLm::new(&store, &recipe.model, &rules, vocabulary as i64)
+    let active = sketch(recipe, &rules, vocabulary as i64, &store)
         .map_err(|e| Misuse::recipe("model", e))?;
     if let Some(tensor) = store.oversized() {
         return Err(Misuse::recipe("model", format!("{tensor} is too large for any machine")));
@@ -149,13 +149,31 @@ pub fn estimate(recipe: &Recipe, vocabulary: usize, process: u64) -> Result<Esti
     Ok(Estimate {
         vocabulary,
         params_total,
-        params_active: model.active_params(&store) as u64,
+        params_active: active(&store) as u64,
         buffers,
         params,
         memory_bytes: sizes.memory(params_total, buffers, params.experts, process),
         flops_per_step: sizes.flops(&store),
         tokens_per_step: sizes.tokens as u64,
     })
+}
+
+/// Counts the active parameters of a model.
+type Active = Box<dyn Fn(&ParamStore) -> usize>;
+
+/// Puts the parameters of the recipe's language model into `store`.
+fn sketch(
+    recipe: &Recipe,
+    rules: &Rules<'_>,
+    vocabulary: i64,
+    store: &ParamStore,
+) -> Result<Active, ModelError> {
+    if recipe.masked.is_some() {
+        let model = MaskedLm::new(store, &recipe.model, rules, vocabulary)?;
+        return Ok(Box::new(move |store| model.active_params(store)));
+    }
+    let model = DecoderLm::new(store, &recipe.model, rules, vocabulary)?;
+    Ok(Box::new(move |store| model.active_params(store)))
 }
 
 /// What the formulas read.
@@ -169,6 +187,8 @@ struct Sizes<'a> {
     tokens: f64,
     sequence: f64,
     vocabulary: f64,
+    /// Share of the tokens whose ids are predicted.
+    predicted: f64,
 }
 
 impl<'a> Sizes<'a> {
@@ -184,6 +204,7 @@ impl<'a> Sizes<'a> {
             tokens: train.batch as f64 * train.sequence as f64,
             sequence: train.sequence as f64,
             vocabulary: vocabulary as f64,
+            predicted: recipe.masked.map_or(1.0, |masking| masking.share),
         }
     }
 
@@ -229,7 +250,7 @@ impl<'a> Sizes<'a> {
     }
 
     fn scratch(&self) -> f64 {
-        let chunk = self.tokens.min(head::CHUNK as f64);
+        let chunk = (self.tokens * self.predicted).min(head::CHUNK as f64);
         let width = self.model.width as f64;
         5.0 * chunk * self.vocabulary + (3.0 * self.vocabulary + 2.0 * self.tokens) * width
     }
@@ -242,13 +263,15 @@ impl<'a> Sizes<'a> {
         let values: f64 = matrices
             .map(|p| {
                 let bank = p.name.contains(".experts.");
-                p.tensor.numel() as f64 * if bank { self.share } else { 1.0 }
+                let output = p.name == "head" || p.name.starts_with("transform.");
+                let share = if output { self.predicted } else { 1.0 };
+                p.tensor.numel() as f64 * if bank { self.share } else { share }
             })
             .sum();
         let width = self.model.width as f64;
         let tied = if self.model.tied_embedding { self.vocabulary * width } else { 0.0 };
         let attention = self.attention_flops() * self.model.layers as f64;
-        3.0 * self.tokens * (2.0 * (values + tied) + attention)
+        3.0 * self.tokens * (2.0 * (values + tied * self.predicted) + attention)
     }
 }
 

@@ -139,8 +139,13 @@ pub fn prepare(recipe: &Recipe, device: Device, stop: &Arc<AtomicBool>) -> Resul
     let source = recipe.clone();
     let subject = unless_stopped(stop, move || Subject::open(&source))?;
     // Refuses what could not even be numbered, before libtorch is asked for it.
-    if let Subject::Text(text) = &subject {
-        crate::estimate::estimate(&recipe, text.vocab_size(), 0)?;
+    let vocabulary = match &subject {
+        Subject::Text(text) => Some(text.vocab_size()),
+        Subject::Masked(text, _) => Some(text.vocab_size()),
+        Subject::Images(..) => None,
+    };
+    if let Some(vocabulary) = vocabulary {
+        crate::estimate::estimate(&recipe, vocabulary, 0)?;
     }
     limits::within(&recipe.clone(), || build(recipe, subject, device, stop))
 }
@@ -371,6 +376,17 @@ pub fn load(
     device: Device,
     stop: &Arc<AtomicBool>,
 ) -> Result<Prepared> {
+    let (recipe, newest) = newest(dir, sets)?;
+    let mut prepared = prepare(&recipe, device, stop)?;
+    prepared.trainer_mut().load_weights(&newest)?;
+    Ok(prepared)
+}
+
+/// The recipe of a run with `sets` put over it, and its newest checkpoint.
+///
+/// # Errors
+/// No run or no checkpoint there.
+pub(crate) fn newest(dir: &Path, sets: &[String]) -> Result<(Recipe, PathBuf)> {
     let dir = RunDir(dir.to_owned());
     if !dir.recipe().exists() {
         let message = format!("{}: no run here (no recipe.toml)", dir.0.display());
@@ -380,7 +396,5 @@ pub fn load(
     let newest = checkpoint::latest(&dir.checkpoints())?.ok_or_else(|| {
         Misuse::new(format!("{}: no checkpoint yet", dir.checkpoints().display()))
     })?;
-    let mut prepared = prepare(&recipe, device, stop)?;
-    prepared.trainer_mut().load_weights(&newest)?;
-    Ok(prepared)
+    Ok((recipe, newest))
 }

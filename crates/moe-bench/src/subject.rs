@@ -4,10 +4,10 @@ use crate::error::Misuse;
 use crate::recipe::Recipe;
 use crate::vision::VisionRecipe;
 use anyhow::Result;
-use moe_data::{Images, Split, TokenStream};
-use moe_models::{DecoderLm, ImageSpec, Rules, Vit};
+use moe_data::{Images, MaskedText, Masking, Split, TokenStream};
+use moe_models::{DecoderLm, ImageSpec, MaskedLm, Rules, Vit};
 use moe_routers::ParamStore;
-use moe_train::{ImageTask, LmTask, Task};
+use moe_train::{ImageTask, LmTask, MaskedTask, Task};
 use std::sync::Arc;
 use tch::Device;
 
@@ -18,6 +18,8 @@ pub enum Subject {
     Text(Arc<TokenStream>),
     /// Images, for a classifier.
     Images(Arc<Images>, VisionRecipe),
+    /// Text in several languages, for a masked language model.
+    Masked(Arc<MaskedText>, Masking),
 }
 
 impl Subject {
@@ -26,6 +28,9 @@ impl Subject {
     /// # Errors
     /// A source that cannot be read, or that is cut in no way the recipe says.
     pub fn open(recipe: &Recipe) -> Result<Self, Misuse> {
+        if let Some(masking) = recipe.masked {
+            return Ok(Self::Masked(Arc::new(recipe.data.open_languages()?), masking));
+        }
         let Some(vision) = &recipe.vision else {
             return Ok(Self::Text(Arc::new(recipe.data.open()?)));
         };
@@ -68,6 +73,11 @@ impl Subject {
                 let how = (train.batch, vision.augment.clone());
                 Ok(Box::new(ImageTask::new(model, Arc::clone(images), how, device)))
             }
+            Self::Masked(text, masking) => {
+                let model = masked_lm(text, recipe, &rules, store)?;
+                let how = (train.batch, train.sequence, *masking);
+                Ok(Box::new(MaskedTask::new(model, Arc::clone(text), how, device)))
+            }
         }
     }
 
@@ -76,6 +86,7 @@ impl Subject {
         match self {
             Self::Text(text) => text.corpus(),
             Self::Images(images, _) => images.name(),
+            Self::Masked(text, _) => text.languages().name(),
         }
     }
 
@@ -84,13 +95,14 @@ impl Subject {
         match self {
             Self::Text(text) => text.tokenizer().name().into(),
             Self::Images(_, vision) => format!("patches of {0} x {0}", vision.patch),
+            Self::Masked(text, _) => text.tokenizer().name().into(),
         }
     }
 
     /// Tokens of a training batch.
     pub fn tokens_per_step(&self, recipe: &Recipe) -> usize {
         let tokens = match self {
-            Self::Text(_) => recipe.train.sequence,
+            Self::Text(_) | Self::Masked(..) => recipe.train.sequence,
             Self::Images(images, vision) => {
                 let [_, h, w] = spec(images).chw;
                 vision.vit().tokens(h, w) as usize
@@ -104,6 +116,7 @@ impl Subject {
         match self {
             Self::Text(_) => "tokens",
             Self::Images(..) => "images",
+            Self::Masked(..) => "hidden tokens",
         }
     }
 
@@ -112,6 +125,7 @@ impl Subject {
         match self {
             Self::Text(text) => text.unigram_nll(Split::Valid),
             Self::Images(images, _) => images.label_nll(Split::Valid),
+            Self::Masked(text, _) => text.unigram_nll(Split::Valid),
         }
     }
 
@@ -119,9 +133,24 @@ impl Subject {
     pub fn bits_per_byte(&self, split: Split, nats: f64) -> Option<f64> {
         match self {
             Self::Text(text) => text.bits_per_byte(split, nats),
-            Self::Images(..) => None,
+            Self::Images(..) | Self::Masked(..) => None,
         }
     }
+}
+
+/// The masked language model of a recipe.
+///
+/// # Errors
+/// Sizes that do not go together.
+pub(crate) fn masked_lm(
+    text: &MaskedText,
+    recipe: &Recipe,
+    rules: &Rules<'_>,
+    store: &ParamStore,
+) -> Result<MaskedLm, Misuse> {
+    let model = MaskedLm::new(store, &recipe.model, rules, text.vocab_size() as i64);
+    let model = model.map_err(|e| Misuse::recipe("model", e))?;
+    Ok(model.with_precision(recipe.train.precision))
 }
 
 fn spec(images: &Images) -> ImageSpec {

@@ -53,7 +53,7 @@ fn unequal(cell: &Cell) -> Vec<String> {
         let hidden = used * model.hidden_of_expert(router.as_ref()) as f64;
         facts.push(format!("{name}: a token uses a hidden width of {hidden} only"));
     }
-    let text = cell.recipe.vision.is_none();
+    let text = cell.recipe.vision.is_none() && cell.recipe.masked.is_none();
     if text && !router.causal() {
         facts.push(format!(
             "{name}: not causal; a token's route depends on later tokens of its group, so its loss is not comparable with the others'"
@@ -67,8 +67,12 @@ fn unequal(cell: &Cell) -> Vec<String> {
     facts
 }
 
-/// Whether neither router nor residual sees later tokens of its group.
+/// Whether neither router nor residual sees later tokens of its group; beside `[masked]`, whose model may see
+/// all of them, there is nothing to ask.
 pub fn is_causal(cell: &Cell) -> bool {
+    if cell.recipe.masked.is_some() {
+        return true;
+    }
     let residual = || cell.recipe.residual.residual().is_ok_and(|residual| residual.causal());
     cell.recipe.router.router().is_ok_and(|router| router.causal()) && residual()
 }

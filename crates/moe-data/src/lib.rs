@@ -61,7 +61,7 @@ pub use corpus::Corpus;
 pub use error::DataError;
 pub use image::{Augment, ImageBatch, ImageSet, ImageSize, Images, RandAugment};
 pub use languages::Languages;
-pub use masked::{MaskedBatch, MaskedText, Masking};
+pub use masked::{MaskedBatch, MaskedText, Masking, SPECIAL_IDS};
 pub use paired::PairedTexts;
 pub use spec::{DEFAULT_MIN_COUNT, TokenizerSpec};
 pub use split::Split;

@@ -168,7 +168,7 @@ impl MaskedText {
 
     /// Number of ids, the mask and the separator included.
     pub fn vocab_size(&self) -> usize {
-        self.tokenizer.vocab_size() + SPECIAL
+        self.tokenizer.vocab_size() + SPECIAL_IDS
     }
 
     fn mask(&self) -> u32 {
@@ -392,8 +392,8 @@ impl MaskedText {
     }
 }
 
-/// Ids beside the tokeniser's: the mask, and the separator.
-const SPECIAL: usize = 2;
+/// Ids of a masked language model beside the tokeniser's: the mask, and the separator.
+pub const SPECIAL_IDS: usize = 2;
 
 fn generator((seed, step): (u64, u64), domain: &[u8; 16], row: u64) -> ChaCha8Rng {
     let mut key = [0; 32];

@@ -1,7 +1,7 @@
 //! Experts, the sparse layer and backbones on libtorch.
 //!
-//! A [`MoeLayer`] is a router and a bank of experts; a [`DecoderLm`] is a decoder-only language model
-//! and a [`Vit`] an image classifier, whose feed-forward layers are dense or sparse. Whatever a forward pass wants to say besides its
+//! A [`MoeLayer`] is a router and a bank of experts; a [`DecoderLm`] is a decoder-only language model, a
+//! [`MaskedLm`] one that sees both sides and a [`Vit`] an image classifier, whose feed-forward layers are dense or sparse. Whatever a forward pass wants to say besides its
 //! output (losses, loads, entropies) comes back in a [`LayerTrace`]; nothing is kept in globals.
 //!
 //! Axis letters: `b` batch, `g` groups, `t` tokens, `d` width, `h` hidden width, `e` experts, `n`
@@ -9,6 +9,7 @@
 
 pub mod attention;
 mod block;
+pub mod encoder;
 pub mod experts;
 pub mod head;
 pub mod layer;
@@ -19,6 +20,7 @@ mod precision;
 pub mod vit;
 
 pub use attention::Attention;
+pub use encoder::MaskedLm;
 pub use experts::{Activation, ExpertExec, ExpertShape, Experts};
 pub use layer::{LayerTrace, MoeLayer};
 pub use lm::{DecoderLm, LmConfig, ModelError, Output, RoutingGroup, Rules};
