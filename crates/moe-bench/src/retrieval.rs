@@ -170,7 +170,11 @@ impl Encoder<'_> {
         let layers = by_layer.map(|(layer, (source_nd, target_nd))| {
             let by =
                 |centred| Retrieval::of_embeddings(source_nd.view(), target_nd.view(), centred);
-            Ok(Layer { layer, cosine: by(false)?.into(), centred: by(true)?.into() })
+            Ok::<_, anyhow::Error>(Layer {
+                layer,
+                cosine: by(false)?.into(),
+                centred: by(true)?.into(),
+            })
         });
         let (name, sentences) = (pair.name.clone(), pair.source.len());
         Ok(Pair { pair: name, sentences, floor, layers: layers.collect::<Result<_>>()? })
