@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use std::collections::VecDeque;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,6 +62,11 @@ pub struct Pool {
     pub deterministic: bool,
 }
 
+/// Where a comparison in `out` keeps the run of a router and a seed.
+pub fn run_dir(out: &Path, router: &str, seed: u64) -> PathBuf {
+    out.join("runs").join(format!("{}-s{seed}", router.replace([':', '+'], "-")))
+}
+
 impl Cell {
     /// The cell of `router` and `seed` below `out`, refused if the settings do not fit the router.
     ///
@@ -74,8 +79,8 @@ impl Cell {
             recipe.residual = MethodRecipe::named(residual);
         }
         recipe.check()?;
-        let dir = out.join("runs").join(format!("{}-s{seed}", router.replace([':', '+'], "-")));
-        Ok(Self { router: router.into(), recipe: recipe.resolved()?, dir: RunDir(dir) })
+        let dir = RunDir(run_dir(out, router, seed));
+        Ok(Self { router: router.into(), recipe: recipe.resolved()?, dir })
     }
 }
 

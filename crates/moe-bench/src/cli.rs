@@ -29,13 +29,22 @@ enum Command {
     Eval(EvalArgs),
     /// Train several routers on the same data, seeds and compute, and compare them.
     Compare(CompareArgs),
+    /// Evaluate a run, or every run of a comparison, on attacked text or damaged images, with the share of
+    /// tokens that go to other experts.
+    Robust(RobustArgs),
+    /// Look at what the experts of a drawing model took for themselves: pictures, and one JSON of all numbers.
+    Analyse(AnalyseArgs),
     /// Look after checkpoints.
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
-    /// Make a comparison's table and report.html again from its results.json.
+    /// Make a comparison's table and report.html again from its results.json, and a page about several.
     Report {
-        /// Directory of a comparison.
-        dir: PathBuf,
+        /// Directories of comparisons.
+        #[arg(required = true)]
+        dirs: Vec<PathBuf>,
+        /// Write one Markdown page about all of them: leaderboards, routing measures, claims of papers.
+        #[arg(long, value_name = "FILE")]
+        study: Option<PathBuf>,
     },
     /// Compute every routing measure of a log that any program wrote; the format is in docs/routing-log.md.
     Inspect(InspectArgs),
@@ -233,6 +242,77 @@ pub struct EvalArgs {
     pub machine: MachineArgs,
 }
 
+/// Flags of `moe robust`.
+#[derive(Debug, Clone, Args)]
+pub struct RobustArgs {
+    /// Directory of a run or of a comparison.
+    pub dir: PathBuf,
+    /// Attacks by name, all if left out: on text word-swap, synonyms, characters, insertion; on images fgsm,
+    /// pgd, spsa, and the corruptions of ImageNet-C by their names (`corruptions` for all 15).
+    #[arg(long, value_delimiter = ',')]
+    pub attacks: Vec<String>,
+    /// Rates of attacks on text.
+    #[arg(long, value_delimiter = ',', default_value = "0.01,0.025,0.05,0.1")]
+    pub rates: Vec<f64>,
+    /// Severities of corruptions.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5", value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub severities: Vec<u8>,
+    /// Budgets e of attacks through gradients: eps is e/255 for fgsm and pgd, e/10 for spsa, in standardised
+    /// units.
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    pub budgets: Vec<u32>,
+    /// Images that spsa attacks: each costs 5,120 evaluations.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    pub spsa_images: u16,
+    /// Which part of the data.
+    #[arg(long, value_enum, default_value_t = SplitArg::Test)]
+    pub split: SplitArg,
+    /// At most this many batches; the whole split if left out.
+    #[arg(long)]
+    pub batches: Option<usize>,
+    /// Seed of the damage.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Run whose errors the mean corruption error is relative to, a dense one for instance; in a comparison
+    /// it is its own dense control, if it has one.
+    #[arg(long, value_name = "RUN")]
+    pub against: Option<PathBuf>,
+    /// Pictures of frost, which the corruption `frost` needs.
+    #[arg(long, value_name = "DIR")]
+    pub frost: Option<PathBuf>,
+    /// Corrupted images in the layout of CIFAR-10-C or ImageNet-C, instead of making them; of the test split.
+    #[arg(long, value_name = "DIR")]
+    pub corrupted: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Where to compute.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+/// Flags of `moe analyse`.
+#[derive(Debug, Args)]
+pub struct AnalyseArgs {
+    /// Directory of a run whose recipe has `[vae]`.
+    pub run: PathBuf,
+    /// Directory of the pictures; `analysis` in the run if left out.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Put a setting over the run's recipe.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Which part of the data.
+    #[arg(long, value_enum, default_value_t = SplitArg::Test)]
+    pub split: SplitArg,
+    /// At most this many points of t-SNE, drawn at random.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(10..=100_000))]
+    pub points: u64,
+    /// Where to compute.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
 /// Flags of `moe gate`.
 #[derive(Debug, Args)]
 pub struct GateArgs {
@@ -379,9 +459,11 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Papers(args) => commands::papers(&args),
         Command::Train(args) => commands::train(&args),
         Command::Eval(args) => commands::eval(&args),
+        Command::Analyse(args) => crate::analyse::analyse(&args),
         Command::Compare(args) => commands::compare(&args),
+        Command::Robust(args) => crate::robust::run(&args),
         Command::Checkpoint(CheckpointCommand::Verify { dir }) => crate::verify::run(&dir),
-        Command::Report { dir } => commands::report(&dir),
+        Command::Report { dirs, study } => commands::report(&dirs, study.as_deref()),
         Command::Gate(args) => crate::gate::run(&args),
         Command::Ab(args) => crate::gate::ab::run(&args),
         Command::Inspect(args) => commands::inspect(&args),

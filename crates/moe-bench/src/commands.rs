@@ -21,7 +21,7 @@ use crate::{data, papers, worker};
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
 /// `moe papers`.
@@ -86,7 +86,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     bar.finish_and_clear();
     match outcome {
         Outcome::Finished(metrics) => {
-            let text = recipe.vision.is_none();
+            let text = recipe.is_text();
             let perplexity = text.then(|| format!(", perplexity {:.2}", metrics.valid_perplexity));
             println!(
                 "{}: validation loss {:.4}{}, {:.0} tokens/s",
@@ -158,16 +158,19 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let (report, bits) = (&line.report, line.bits_per_byte);
     let unit = prepared.subject().unit();
     println!("step {}, {} split, {} {unit}", line.step, line.split, report.tokens);
-    if let Subject::Images(..) = prepared.subject() {
-        println!("loss {:.4} nats per image", report.loss);
-    } else {
-        println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
-    }
-    if let Subject::Text(..) = prepared.subject() {
-        println!(
-            "bits per byte {}",
-            bits.map_or("undefined: the tokens lose text".into(), |b| format!("{b:.4}"))
-        );
+    match prepared.subject() {
+        Subject::Images(..) => println!("loss {:.4} nats per image", report.loss),
+        Subject::Drawings(..) => println!("squared error {:.4} per image", report.loss),
+        Subject::Masked(..) => {
+            println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
+        }
+        Subject::Text(_) => {
+            println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
+            println!(
+                "bits per byte {}",
+                bits.map_or("undefined: the tokens lose text".into(), |b| format!("{b:.4}"))
+            );
+        }
     }
     for (name, value) in &report.measures {
         println!("{} {}", name.replace('_', " "), crate::sweep::shown(name, *value));
@@ -231,7 +234,24 @@ pub fn compare(args: &CompareArgs) -> Result<()> {
 ///
 /// # Errors
 /// No results there, results of another layout, or a directory that cannot be written.
-pub fn report(dir: &Path) -> Result<()> {
+pub fn report(dirs: &[PathBuf], study: Option<&Path>) -> Result<()> {
+    let mut read = Vec::new();
+    for dir in dirs {
+        let results = results(dir)?;
+        crate::compare::write(dir, &results)?;
+        println!("{}", render(&results, Style::Terminal));
+        println!("{}", dir.join("report.html").display());
+        read.push((dir.clone(), results));
+    }
+    let Some(path) = study else { return Ok(()) };
+    let page = crate::study::page(&read)?;
+    fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("{}", path.display());
+    Ok(())
+}
+
+/// The results in the directory of a comparison.
+fn results(dir: &Path) -> Result<Results> {
     let path = dir.join("results.json");
     let json = fs::read_to_string(&path)
         .map_err(|e| Misuse::new(format!("{}: {e}; this is no comparison", path.display())))?;
@@ -244,10 +264,7 @@ pub fn report(dir: &Path) -> Result<()> {
         results.schema,
         crate::results::SCHEMA
     );
-    crate::compare::write(dir, &results)?;
-    println!("{}", render(&results, Style::Terminal));
-    println!("{}", dir.join("report.html").display());
-    Ok(())
+    Ok(results)
 }
 
 /// `moe data`.

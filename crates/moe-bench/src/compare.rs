@@ -15,7 +15,7 @@ use crate::worker::unless_stopped;
 use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use moe_routers::{Method, PAPERS};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -37,6 +37,11 @@ pub const PRESETS: &[Preset] = &[
     Preset { name: "quick", recipe: include_str!("../../../recipes/quick.toml"), seeds: 3 },
     Preset { name: "standard", recipe: include_str!("../../../recipes/standard.toml"), seeds: 6 },
     Preset { name: "vision", recipe: include_str!("../../../recipes/vision.toml"), seeds: 3 },
+    Preset {
+        name: "smoe-vae",
+        recipe: include_str!("../../../recipes/smoe-vae/small.toml"),
+        seeds: 3,
+    },
     Preset { name: "masked", recipe: include_str!("../../../recipes/masked.toml"), seeds: 3 },
 ];
 
@@ -82,7 +87,11 @@ impl Comparison {
         let mut sets = args.sets.clone();
         sets.extend(args.data.iter().map(|data| format!("data.source='{data}'")));
         let base = Recipe::parse(preset.recipe, &sets)?;
-        let routers = if args.routers.is_empty() { entered() } else { args.routers.clone() };
+        let routers = match args.routers.as_slice() {
+            [] if base.vae.is_some() => crate::vae::COMPARED.map(str::to_owned).to_vec(),
+            [] => entered(),
+            given => given.to_vec(),
+        };
         let reference = reference(args.reference.as_deref(), &routers)?;
         let out = args.out.clone().unwrap_or_else(|| default_out(preset.name));
         let cells = cells(&base, &routers, args.seeds.unwrap_or(preset.seeds), &out)?;
@@ -118,10 +127,11 @@ impl Comparison {
         let bars = Bars::new(&self.cells);
         let ends = self.pool.run(&self.cells, stop, &bars);
         bars.total.finish_and_clear();
-        let rows = self.rows(&ends);
+        let mut rows = self.rows(&ends);
         terms.unequal.extend(unequal_sizes(&rows));
         let judgements = Some(judge(&rows, &self.reference, &|router| self.causal(router)));
         let summary = summarise(&rows, judgements.as_ref());
+        slim(&mut rows);
         let (schema, preset) = (SCHEMA.into(), self.preset.clone());
         let results = Results { schema, environment, preset, terms, rows, summary, judgements };
         write(&self.out, &results)?;
@@ -141,6 +151,18 @@ impl Comparison {
         let place = |row: &Row| self.cells.iter().position(|cell| cell.router == row.router);
         rows.sort_by_key(|row| (place(row), row.seed));
         rows
+    }
+}
+
+/// Takes out what is summarised, or would be shown for one seed alone: every run's `result.json` has it.
+fn slim(rows: &mut [Row]) {
+    let mut mapped = BTreeSet::new();
+    for row in rows {
+        let Some(routing) = row.metrics.as_mut().and_then(|m| m.routing.as_mut()) else { continue };
+        routing.first_lt.clear();
+        if routing.map.is_some() && !mapped.insert(row.router.clone()) {
+            routing.map = None;
+        }
     }
 }
 
@@ -193,7 +215,8 @@ pub fn default_out(name: &str) -> PathBuf {
 /// The file system's.
 pub fn write(out: &Path, results: &Results) -> Result<()> {
     let json = serde_json::to_string_pretty(results)? + "\n";
-    let html = crate::report::html(results)?;
+    let robust = crate::robust::Overview::read(out)?;
+    let html = crate::report::html_with(results, robust.as_ref())?;
     for (name, text) in [("results.json", json), ("report.html", html)] {
         let path = out.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;

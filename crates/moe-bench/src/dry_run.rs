@@ -6,6 +6,7 @@ use crate::error::Misuse;
 use crate::estimate::{Estimate, estimate};
 use crate::recipe::Recipe;
 use crate::say::say;
+use crate::subject::Subject;
 use anyhow::Result;
 use moe_data::Split;
 use serde::Serialize;
@@ -19,14 +20,31 @@ struct DryRun {
     estimate: Estimate,
 }
 
-/// What was read to know the vocabulary.
+/// What was read to know the sizes of the model's ends.
 #[derive(Debug, Serialize)]
 struct Data {
     corpus: String,
     tokenizer: String,
-    train_tokens: usize,
-    valid_tokens: usize,
-    test_tokens: usize,
+    /// `tokens` or `images`.
+    unit: &'static str,
+    train: usize,
+    valid: usize,
+    test: usize,
+}
+
+impl Data {
+    fn new(subject: &Subject) -> Self {
+        let [train, valid, test] =
+            [Split::Train, Split::Valid, Split::Test].map(|split| match subject {
+                Subject::Text(text) => text.tokens(split).len(),
+                Subject::Masked(text, _) => text.tokens(split),
+                Subject::Images(images, _) | Subject::Drawings(images, _) => {
+                    images.split(split).len()
+                }
+            });
+        let (corpus, tokenizer) = (subject.name().to_owned(), subject.tokenizer());
+        Self { corpus, tokenizer, unit: subject.unit(), train, valid, test }
+    }
 }
 
 /// Prints what a run would be.
@@ -34,51 +52,31 @@ struct Data {
 /// # Errors
 /// A recipe or data that cannot be used.
 pub fn dry_run(args: &TrainArgs) -> Result<()> {
-    let found = look(&Recipe::read(&args.recipe, &args.sets)?)?;
+    let recipe = Recipe::read(&args.recipe, &args.sets)?;
+    if recipe.vae.is_some() {
+        return crate::vae_cost::dry_run(&recipe, args.json);
+    }
+    let found = look(&recipe)?;
     if args.json {
         return Ok(say(&(serde_json::to_string_pretty(&found)? + "\n"))?);
     }
-    let Data { corpus, tokenizer, train_tokens, valid_tokens, test_tokens } = &found.data;
-    let ids = found.estimate.vocabulary;
+    let Data { corpus, tokenizer, unit, train, valid, test } = &found.data;
+    let choices = found.estimate.vocabulary;
+    let of = if found.recipe.vision.is_some() { "classes" } else { "ids" };
     let data = format!(
-        "data         {corpus} as {tokenizer}: {ids} ids; {train_tokens} + {valid_tokens} + {test_tokens} tokens"
+        "data         {corpus} as {tokenizer}: {choices} {of}; {train} + {valid} + {test} {unit}"
     );
     Ok(say(&format!("{}\n{data}\n{}", found.recipe.to_toml(), found.estimate.render()))?)
 }
 
-/// Reads the data, whose vocabulary decides the size of the output layer, and measures the model.
+/// Reads the data, which decide the size of the output layer, and measures the model.
 fn look(recipe: &Recipe) -> Result<DryRun> {
     let recipe = recipe.resolved()?;
     recipe.check()?;
-    if recipe.vision.is_some() {
-        let message = "--dry-run: measures language models, and not yet recipes with [vision]";
-        return Err(Misuse::new(message).into());
-    }
-    let (data, vocabulary) = read(&recipe)?;
-    let estimate = estimate(&recipe, vocabulary, peak_memory_bytes())?;
+    let subject = Subject::open(&recipe)?;
+    let data = Data::new(&subject);
+    let ends =
+        subject.ends().ok_or_else(|| Misuse::new("--dry-run: no estimate for these data"))?;
+    let estimate = estimate(&recipe, ends, peak_memory_bytes())?;
     Ok(DryRun { recipe, data, estimate })
-}
-
-/// The data, and the number of ids.
-fn read(recipe: &Recipe) -> Result<(Data, usize)> {
-    if recipe.masked.is_some() {
-        let text = recipe.data.open_languages()?;
-        let data = Data {
-            corpus: text.languages().name().into(),
-            tokenizer: text.tokenizer().name().into(),
-            train_tokens: text.tokens(Split::Train),
-            valid_tokens: text.tokens(Split::Valid),
-            test_tokens: text.tokens(Split::Test),
-        };
-        return Ok((data, text.vocab_size()));
-    }
-    let stream = recipe.data.open()?;
-    let data = Data {
-        corpus: stream.corpus().into(),
-        tokenizer: stream.tokenizer().name().into(),
-        train_tokens: stream.tokens(Split::Train).len(),
-        valid_tokens: stream.tokens(Split::Valid).len(),
-        test_tokens: stream.tokens(Split::Test).len(),
-    };
-    Ok((data, stream.vocab_size()))
 }

@@ -27,22 +27,31 @@
 //! token multiplies every matrix once, 2 FLOPs a value, of the experts its share; and `4 t d` in
 //! every layer's attention, or with a span of `l`, whose keys and values are computed again for the memory,
 //! `(6 l + 4 t) d + 4 d^2 l / t`. What a rule computes besides its matrices (similarities between tokens,
-//! sorting) is not in it. A masked language model's output layer reads the hidden tokens alone.
+//! sorting) is not in it. A masked language model's output layer reads the hidden tokens alone. Of an image
+//! classifier the map of patches and the output layer work on patches and images, and the activations have the
+//! images twice more: as they are and by patches ([`Ends`]).
 //!
 //! Axis letters: `b` batch, `t` tokens, `d` width, `e` experts, `v` vocabulary.
 
+mod ends;
+
+pub use ends::Ends;
+
 use crate::error::Misuse;
 use crate::recipe::Recipe;
-use moe_models::{DecoderLm, LmConfig, MaskedLm, ModelError, Rules, head};
+use ends::Rows;
+use moe_models::{LmConfig, Rules};
 use moe_routers::{ParamStore, Role, RouterConfig};
 use serde::Serialize;
+use std::borrow::Cow;
 use tch::Kind;
 
 /// The measured peak of a training process lies within this factor of the estimate, either way.
 pub const FACTOR: f64 = 1.5;
 
-/// Tables in which a token looks up a row, by the end of their name: no product.
-const TABLES: [&str; 3] = ["embedding", "position", "word_emb"];
+/// What a token passes without a product, by the end of its name: tables of which it takes a row, and the
+/// biases of a bank, which lie in a matrix.
+const NO_PRODUCT: [&str; 5] = ["embedding", "position", "word_emb", ".b1", ".b2"];
 
 /// Values of `f32` are this long.
 const BYTES: f64 = 4.0;
@@ -50,7 +59,7 @@ const BYTES: f64 = 4.0;
 /// What a recipe will cost.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Estimate {
-    /// Number of token ids.
+    /// Number of token ids, or of classes.
     pub vocabulary: usize,
     /// Learned values.
     pub params_total: u64,
@@ -117,12 +126,12 @@ impl Parts {
     }
 }
 
-/// The cost of `recipe` over a vocabulary of `vocabulary` ids, in a process that has `process` bytes
-/// before the model is built.
+/// The cost of `recipe` on data with these `ends`, in a process that has `process` bytes before the model is
+/// built.
 ///
 /// # Errors
 /// A recipe that cannot be used.
-pub fn estimate(recipe: &Recipe, vocabulary: usize, process: u64) -> Result<Estimate, Misuse> {
+pub fn estimate(recipe: &Recipe, ends: Ends, process: u64) -> Result<Estimate, Misuse> {
     let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
     let rules = Rules {
         router: router.as_ref(),
@@ -131,12 +140,11 @@ pub fn estimate(recipe: &Recipe, vocabulary: usize, process: u64) -> Result<Esti
         losses: recipe.losses,
     };
     let store = ParamStore::sketch(Kind::Float);
-    let active = sketch(recipe, &rules, vocabulary as i64, &store)
-        .map_err(|e| Misuse::recipe("model", e))?;
+    let params_active = ends.active_params(recipe, &rules, &store)? as u64;
     if let Some(tensor) = store.oversized() {
         return Err(Misuse::recipe("model", format!("{tensor} is too large for any machine")));
     }
-    let sizes = Sizes::new(recipe, router.as_ref(), vocabulary);
+    let sizes = Sizes::new(recipe, router.as_ref(), ends)?;
     let (mut params, mut buffers) = (Parts::default(), 0);
     for param in store.entries().iter() {
         let values = param.tensor.numel() as u64;
@@ -147,65 +155,42 @@ pub fn estimate(recipe: &Recipe, vocabulary: usize, process: u64) -> Result<Esti
     }
     let params_total = store.trainable_count() as u64;
     Ok(Estimate {
-        vocabulary,
+        vocabulary: ends.choices(),
         params_total,
-        params_active: active(&store) as u64,
+        params_active,
         buffers,
         params,
         memory_bytes: sizes.memory(params_total, buffers, params.experts, process),
         flops_per_step: sizes.flops(&store),
-        tokens_per_step: sizes.tokens as u64,
+        tokens_per_step: sizes.rows.tokens as u64,
     })
-}
-
-/// Counts the active parameters of a model.
-type Active = Box<dyn Fn(&ParamStore) -> usize>;
-
-/// Puts the parameters of the recipe's language model into `store`.
-fn sketch(
-    recipe: &Recipe,
-    rules: &Rules<'_>,
-    vocabulary: i64,
-    store: &ParamStore,
-) -> Result<Active, ModelError> {
-    if recipe.masked.is_some() {
-        let model = MaskedLm::new(store, &recipe.model, rules, vocabulary)?;
-        return Ok(Box::new(move |store| model.active_params(store)));
-    }
-    let model = DecoderLm::new(store, &recipe.model, rules, vocabulary)?;
-    Ok(Box::new(move |store| model.active_params(store)))
 }
 
 /// What the formulas read.
 struct Sizes<'a> {
-    model: &'a LmConfig,
+    model: Cow<'a, LmConfig>,
     reads_attention: bool,
     /// Share of a bank that a token uses in training.
     share: f64,
     /// Hidden width that a token uses in a sparse layer.
     hidden: f64,
-    tokens: f64,
-    sequence: f64,
+    rows: Rows,
     vocabulary: f64,
-    /// Share of the tokens whose ids are predicted.
-    predicted: f64,
 }
 
 impl<'a> Sizes<'a> {
-    fn new(recipe: &'a Recipe, router: &dyn RouterConfig, vocabulary: usize) -> Self {
-        let (model, train) = (&recipe.model, &recipe.train);
+    fn new(recipe: &'a Recipe, router: &dyn RouterConfig, ends: Ends) -> Result<Self, Misuse> {
+        let model = ends.trunk(recipe)?;
         let experts = model.experts as usize;
         let visited = router.trained_experts(experts);
-        Self {
-            model,
+        Ok(Self {
             reads_attention: router.reads_attention(),
             share: visited / router.bank(experts) as f64,
             hidden: visited * model.hidden_of_expert(router) as f64,
-            tokens: train.batch as f64 * train.sequence as f64,
-            sequence: train.sequence as f64,
-            vocabulary: vocabulary as f64,
-            predicted: recipe.masked.map_or(1.0, |masking| masking.share),
-        }
+            rows: ends.rows(recipe),
+            vocabulary: ends.choices() as f64,
+            model,
+        })
     }
 
     fn memory(&self, learned: u64, buffers: u64, experts: u64, process: u64) -> Memory {
@@ -221,57 +206,56 @@ impl<'a> Sizes<'a> {
 
     fn activations(&self) -> f64 {
         let LmConfig { width, layers, heads, experts, active_hidden, activation, .. } = *self.model;
+        let Rows { tokens, sequence, pixels, .. } = self.rows;
         let maps = |gated: bool| if gated { 2.0 } else { 1.0 };
         let sparse = self.model.sparse_layers() as f64;
-        let (layers, n_d) = (layers as f64, self.tokens * width as f64);
+        let (layers, n_d) = (layers as f64, tokens * width as f64);
         let dense_maps = maps(self.model.dense_activation.unwrap_or(activation).gated());
-        let written = if self.reads_attention { 3.0 * self.sequence * heads as f64 } else { 0.0 };
-        let dense_layer = 2.0 * n_d + (dense_maps + 1.0) * self.tokens * active_hidden as f64;
+        let written = if self.reads_attention { 3.0 * sequence * heads as f64 } else { 0.0 };
+        let dense_layer = 2.0 * n_d + (dense_maps + 1.0) * tokens * active_hidden as f64;
         let routed = maps(activation.gated()) * self.hidden + 4.0 * experts as f64;
-        let sparse_layer = 4.0 * n_d + self.tokens * (routed + written);
+        let sparse_layer = 4.0 * n_d + tokens * (routed + written);
         let attention = 7.0 * n_d + self.span_values();
-        2.0 * (attention * layers + dense_layer * (layers - sparse) + sparse_layer * sparse)
+        let blocks = attention * layers + dense_layer * (layers - sparse) + sparse_layer * sparse;
+        2.0 * (blocks + pixels)
     }
 
     /// What attention over a span keeps besides.
     fn span_values(&self) -> f64 {
         let LmConfig { width, heads, span, .. } = *self.model;
-        let span = span.unwrap_or(0) as f64;
-        let written = (2.0 * span + self.sequence) * heads as f64;
-        let remembered = 3.0 * width as f64 * span / self.sequence;
-        if span > 0.0 { self.tokens * (written + remembered) } else { 0.0 }
+        let (span, sequence) = (span.unwrap_or(0) as f64, self.rows.sequence);
+        let written = (2.0 * span + sequence) * heads as f64;
+        let remembered = 3.0 * width as f64 * span / sequence;
+        if span > 0.0 { self.rows.tokens * (written + remembered) } else { 0.0 }
     }
 
     /// FLOPs of a token in one layer's attention, its matrices aside.
     fn attention_flops(&self) -> f64 {
         let (width, span) = (self.model.width as f64, self.model.span.unwrap_or(0) as f64);
-        let again = 4.0 * width * width * span / self.sequence;
-        (6.0 * span + 4.0 * self.sequence) * width + again
+        let again = 4.0 * width * width * span / self.rows.sequence;
+        (6.0 * span + 4.0 * self.rows.sequence) * width + again
     }
 
     fn scratch(&self) -> f64 {
-        let chunk = (self.tokens * self.predicted).min(head::CHUNK as f64);
-        let width = self.model.width as f64;
-        5.0 * chunk * self.vocabulary + (3.0 * self.vocabulary + 2.0 * self.tokens) * width
+        let (Rows { chunk, outputs, .. }, width) = (self.rows, self.model.width as f64);
+        5.0 * chunk * self.vocabulary + (3.0 * self.vocabulary + 2.0 * outputs) * width
     }
 
     /// Of a training step.
     fn flops(&self, store: &ParamStore) -> f64 {
-        let multiplied = |name: &str| !TABLES.iter().any(|table| name.ends_with(table));
+        let multiplied = |name: &str| !NO_PRODUCT.iter().any(|end| name.ends_with(end));
         let entries = store.entries();
         let matrices = entries.iter().filter(|p| p.tensor.dim() > 1 && multiplied(&p.name));
-        let values: f64 = matrices
+        let products: f64 = matrices
             .map(|p| {
-                let bank = p.name.contains(".experts.");
-                let output = p.name == "head" || p.name.starts_with("transform.");
-                let share = if output { self.predicted } else { 1.0 };
-                p.tensor.numel() as f64 * if bank { self.share } else { share }
+                let share = if p.name.contains(".experts.") { self.share } else { 1.0 };
+                p.tensor.numel() as f64 * share * self.rows.through(&p.name)
             })
             .sum();
         let width = self.model.width as f64;
         let tied = if self.model.tied_embedding { self.vocabulary * width } else { 0.0 };
         let attention = self.attention_flops() * self.model.layers as f64;
-        3.0 * self.tokens * (2.0 * (values + tied * self.predicted) + attention)
+        3.0 * (2.0 * (products + tied * self.rows.outputs) + attention * self.rows.tokens)
     }
 }
 
@@ -309,7 +293,7 @@ impl Estimate {
 }
 
 /// `1.5 GiB`.
-fn size(bytes: f64) -> String {
+pub(crate) fn size(bytes: f64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes / 1024.0;
     let mut unit = 0;
@@ -323,10 +307,12 @@ fn size(bytes: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use moe_models::{DecoderLm, ImageSpec, Vit};
     use moe_routers::routers;
     use tch::Device;
 
     const VOCABULARY: usize = 256;
+    const TEXT: Ends = Ends::Text(VOCABULARY);
 
     fn recipe(router: &str, more: &[&str]) -> Recipe {
         let sizes = ["model.width=16", "model.experts=4", "model.active_hidden=24"];
@@ -351,7 +337,7 @@ mod tests {
 
     #[track_caller]
     fn assert_counts(recipe: &Recipe) {
-        let found = estimate(recipe, VOCABULARY, 0).unwrap();
+        let found = estimate(recipe, TEXT, 0).unwrap();
         let counts = [found.params_total, found.params_active, found.buffers];
         assert_eq!(counts, built(recipe), "{}", recipe.to_toml());
         let Parts { outer, attention, dense, experts, routers } = found.params;
@@ -397,7 +383,7 @@ mod tests {
         let text = "router = 'switch'\n[model]\nwidth = 2\nlayers = 1\nheads = 1\nmoe_every = 1\n\
             experts = 2\nactive_hidden = 3\nbias = false\n[train]\nbatch = 2\nsequence = 5";
         let recipe = Recipe::parse(text, &[]).unwrap().resolved().unwrap();
-        assert_eq!(estimate(&recipe, 4, 0).unwrap().flops_per_step, 3600.0);
+        assert_eq!(estimate(&recipe, Ends::Text(4), 0).unwrap().flops_per_step, 3600.0);
     }
 
     /// The same with a span of 10: (60 + 20) * 2 + 4 * 4 * 10 / 5 = 192 in attention in the place of 40, and
@@ -407,14 +393,17 @@ mod tests {
         let text = "router = 'switch'\n[model]\nwidth = 2\nlayers = 1\nheads = 1\nmoe_every = 1\nspan = 10\n\
             experts = 2\nactive_hidden = 3\nbias = false\n[train]\nbatch = 2\nsequence = 5";
         let recipe = Recipe::parse(text, &[]).unwrap().resolved().unwrap();
-        assert_eq!(estimate(&recipe, 4, 0).unwrap().flops_per_step, 3.0 * (80.0 + 192.0) * 10.0);
+        assert_eq!(
+            estimate(&recipe, Ends::Text(4), 0).unwrap().flops_per_step,
+            3.0 * (80.0 + 192.0) * 10.0
+        );
     }
 
     /// Weights and moments scale with the model, activations with the batch.
     #[test]
     fn memory_by_hand() {
-        let one = estimate(&recipe("switch", &["train.batch=4"]), VOCABULARY, 7).unwrap();
-        let two = estimate(&recipe("switch", &["train.batch=8"]), VOCABULARY, 7).unwrap();
+        let one = estimate(&recipe("switch", &["train.batch=4"]), TEXT, 7).unwrap();
+        let two = estimate(&recipe("switch", &["train.batch=8"]), TEXT, 7).unwrap();
         let (memory, learned) = (one.memory_bytes, one.params_total as f64 * 4.0);
         assert_eq!(
             (memory.gradients, memory.moments, memory.process),
@@ -425,7 +414,8 @@ mod tests {
         assert!(memory.checkpoint < memory.activations + memory.scratch);
         let parts = memory.weights + memory.gradients + memory.moments + memory.activations;
         assert_eq!(memory.total, parts + memory.scratch + memory.process);
-        let small = estimate(&recipe("switch", &["train.batch=1", "train.sequence=1"]), 9, 0);
+        let small =
+            estimate(&recipe("switch", &["train.batch=1", "train.sequence=1"]), Ends::Text(9), 0);
         let small = small.unwrap().memory_bytes;
         let resident = small.weights + small.gradients + small.moments;
         assert_eq!(small.total, resident + small.checkpoint);
@@ -436,13 +426,53 @@ mod tests {
     #[test]
     fn size_is_no_obstacle() {
         let huge = ["model.width=65536", "model.experts=256", "model.active_hidden=131072"];
-        let found = estimate(&recipe("switch", &huge), VOCABULARY, 0).unwrap();
+        let found = estimate(&recipe("switch", &huge), TEXT, 0).unwrap();
         assert!(found.params_total > 1_000_000_000_000, "{found:?}");
         assert!(found.render().contains("TiB"), "{}", found.render());
         let slots = ["router.slots_per_expert=4294967296", "model.experts=65536"];
-        let error = estimate(&recipe("soft-moe", &slots), VOCABULARY, 0).unwrap_err().to_string();
+        let error = estimate(&recipe("soft-moe", &slots), TEXT, 0).unwrap_err().to_string();
         let want =
             "model: layers.1.router.phi of [16, 281474976710656] is too large for any machine";
         assert_eq!(error, want);
+    }
+
+    fn vision(router: &str, more: &[&str]) -> Recipe {
+        let text =
+            format!("router = '{router}'\n[data]\nsource = 'fashion-small'\n[vision]\npatch = 7");
+        let sizes = ["model.width=16", "model.experts=4", "model.active_hidden=24"];
+        let sets: Vec<String> =
+            [&sizes[..], more].concat().into_iter().map(str::to_owned).collect();
+        Recipe::parse(&text, &sets).unwrap().resolved().unwrap()
+    }
+
+    /// Counts are the built classifier's, and the work is three times its exact FLOPs with a row of an
+    /// expert for every choice of every token.
+    #[test]
+    fn an_image_classifier_is_counted_as_it_is_built() {
+        let spec = ImageSpec { chw: [3, 28, 14], classes: 10 };
+        for (router, more) in [
+            ("smoe", &["vision.placement.last=1"][..]),
+            ("switch", &["vision.pool=mean", "model.activation=swiglu", "train.batch=3"]),
+            ("x-moe", &["vision.placement.every=2"]),
+        ] {
+            let recipe = vision(router, more);
+            let found = estimate(&recipe, Ends::Images(spec), 0).unwrap();
+            let config = recipe.router.router().unwrap();
+            let (store, rules) =
+                (ParamStore::new(0, Device::Cpu, Kind::Float), Rules::new(config.as_ref()));
+            let vit = recipe.vision.as_ref().unwrap().vit();
+            let model = Vit::new(&store, &vit, &recipe.model, &rules, spec).unwrap();
+            let counts = (found.params_total, found.params_active);
+            let built = (store.trainable_count() as u64, model.active_params(&store) as u64);
+            assert_eq!(counts, built, "{router}");
+            let batch = recipe.train.batch as f64;
+            let rows = vit.tokens(28, 14) as f64 * config.active_experts(4);
+            let exact = 3.0 * batch * model.flops(&vec![rows; model.sparse_layers().count()]);
+            assert!(
+                (found.flops_per_step / exact - 1.0).abs() < 1e-12,
+                "{router}: {found:?}, {exact}"
+            );
+            assert_eq!(found.tokens_per_step as f64, batch * vit.tokens(28, 14) as f64);
+        }
     }
 }

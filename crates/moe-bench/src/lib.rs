@@ -4,7 +4,10 @@
 //! one process each, on equal terms; [`results`] is what it writes for other tools, [`table`] and
 //! [`report`] what it shows to people.
 
+pub mod analyse;
+pub mod between;
 pub mod cells;
+pub mod claims;
 pub mod cli;
 pub mod commands;
 pub mod compare;
@@ -15,6 +18,7 @@ pub mod dry_run;
 pub mod environment;
 pub mod error;
 pub mod estimate;
+pub mod files;
 pub mod gate;
 pub mod inspect;
 pub mod limits;
@@ -23,19 +27,24 @@ pub mod masked;
 pub mod method;
 pub mod overlay;
 pub mod papers;
+pub mod probe;
 pub mod recipe;
 pub mod report;
 pub mod results;
 pub mod retrieval;
+pub mod robust;
 pub mod run;
 mod say;
 pub mod schema;
 pub mod speed;
+pub mod study;
 pub mod subject;
 pub mod summary;
 pub mod sweep;
 pub mod table;
 pub mod terms;
+pub mod vae;
+pub mod vae_cost;
 pub mod verdict;
 pub mod verify;
 pub mod vision;

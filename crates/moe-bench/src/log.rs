@@ -2,6 +2,8 @@
 //!
 //! Axis letters: `l` sparse layers, `e` experts.
 
+use crate::files;
+use crate::probe::{ProbeReport, RoutingMetrics};
 use crate::results::Metrics;
 use anyhow::{Context, Result};
 use moe_core::LoadStats;
@@ -44,6 +46,9 @@ pub struct EvalLine {
     /// What was measured.
     #[serde(flatten)]
     pub report: EvalReport,
+    /// What the probe set showed; absent in logs of earlier versions and on other splits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeReport>,
 }
 
 /// The log of a run: the file, and its lines so far.
@@ -63,11 +68,9 @@ impl Log {
     pub fn open(path: &Path, step: u64) -> Result<Self> {
         let lines = if step == 0 { Vec::new() } else { read(path, step)? };
         let text: String = lines.iter().map(text_of).collect();
-        let open = || {
-            fs::write(path, text)?;
-            OpenOptions::new().append(true).open(path)
-        };
-        let file = open().with_context(|| format!("cannot write {}", path.display()))?;
+        files::replace(path, text.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(path);
+        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self { path: path.to_owned(), file, lines })
     }
 
@@ -90,6 +93,11 @@ impl Log {
     /// Whether the weights of `step` were evaluated.
     pub fn has_eval(&self, step: u64) -> bool {
         self.lines.iter().filter_map(Line::as_eval).any(|line| line.step == step)
+    }
+
+    /// The step of the evaluation logged last.
+    pub fn last_eval(&self) -> Option<u64> {
+        self.lines.iter().rev().find_map(Line::as_eval).map(|line| line.step)
     }
 
     /// Logs an evaluation.
@@ -119,6 +127,7 @@ impl Log {
         metrics.train_seconds = train_seconds;
         metrics.train_curve = steps.iter().map(|s| (s.step, s.loss)).collect();
         metrics.valid_curve = evals.iter().map(|e| (e.step, e.report.loss)).collect();
+        metrics.routing = RoutingMetrics::of(&evals);
         // A single expert has all the load, which is nothing to look at.
         let choice = evals.iter().filter(|e| e.report.layers.iter().any(|l| l.load_e.len() > 1));
         metrics.expert_usage = choice.map(|e| (e.step, usage(&e.report.layers))).collect();

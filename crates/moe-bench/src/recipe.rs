@@ -19,12 +19,14 @@
 //! ```
 //!
 //! A key that is left out has its default; a key that does not exist is an error that names it. With a
-//! section `[vision]` ([`crate::vision`]) the model classifies images instead of predicting text, with a
-//! section `[masked]` ([`crate::masked`]) it predicts hidden tokens of text in several languages.
+//! section `[vision]` ([`crate::vision`]) the model classifies images instead of predicting text, with
+//! `[vae]` ([`crate::vae`]) it draws them again, with `[masked]` ([`crate::masked`]) it predicts hidden tokens
+//! of text in several languages.
 
 use crate::error::Misuse;
 use crate::masked;
 use crate::method::MethodRecipe;
+use crate::vae::{self, VaeRecipe};
 use crate::vision::{self, VisionRecipe};
 use moe_core::{CapacityPolicy, CapacityRule, DropOrder, Limit};
 use moe_data::{
@@ -63,6 +65,9 @@ pub struct Recipe {
     /// What an image classifier has besides; absent for a language model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vision: Option<VisionRecipe>,
+    /// What an SMoE-VAE has besides; absent for other models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vae: Option<VaeRecipe>,
     /// What a masked language model has besides; absent for one that predicts the next token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masked: Option<Masking>,
@@ -81,6 +86,7 @@ impl Default for Recipe {
             data: DataRecipe::default(),
             model: LmConfig::default(),
             vision: None,
+            vae: None,
             masked: None,
             train: TrainConfig::default(),
         }
@@ -215,6 +221,7 @@ impl Recipe {
             crate::overlay::set(&mut table, set)?;
         }
         vision::refuse_text_keys(&table)?;
+        vae::refuse_other_keys(&table)?;
         let recipe: Self = serde_path_to_error::deserialize(table)
             .map_err(|e| Misuse::recipe(&e.path().to_string(), message_of(e.inner())))?;
         recipe.check()?;
@@ -231,7 +238,7 @@ impl Recipe {
             .check()
             .map_err(|(key, reason)| Misuse::recipe(&format!("train.{key}"), reason))?;
         let (sequence, context) = (self.train.sequence as i64, self.model.context);
-        if sequence > context && self.vision.is_none() {
+        if sequence > context && self.is_text() {
             let reason = format!("{sequence} exceeds model.context = {context}");
             return Err(Misuse::recipe("train.sequence", reason));
         }
@@ -239,7 +246,7 @@ impl Recipe {
             let reason = "a model with a memory (model.span) takes its batch whole";
             return Err(Misuse::recipe("train.accumulate", reason));
         }
-        if self.train.precision != Precision::Fp32 && self.vision.is_some() {
+        if self.train.precision != Precision::Fp32 && !self.is_text() {
             let reason = "models of images are trained in fp32";
             return Err(Misuse::recipe("train.precision", reason));
         }
@@ -266,7 +273,13 @@ impl Recipe {
         self.residual.residual()?.check(sparse).map_err(|e| Misuse::recipe("residual", e))?;
         self.capacity()?;
         masked::check(self)?;
+        self.vae.as_ref().map_or(Ok(()), |vae| vae.check(self))?;
         self.vision.as_ref().map_or(Ok(()), |vision| vision.check(self))
+    }
+
+    /// Whether the model is a language model.
+    pub fn is_text(&self) -> bool {
+        self.vision.is_none() && self.vae.is_none()
     }
 
     /// The sizes of the blocks, with the sparse ones where `vision.placement` wants them.
@@ -303,6 +316,9 @@ impl Recipe {
     /// The router, with the settings that follow the run where the recipe does not give them.
     fn tied_router(&self) -> Result<MethodRecipe, Misuse> {
         let mut router = self.router.clone();
+        if self.vae.is_some() && router.name == vae::GATE {
+            router.settings.entry("batch").or_insert(self.train.batch.into());
+        }
         for (key, tie) in self.router.router()?.ties() {
             if let Some(value) = self.follow(*tie) {
                 router.settings.entry(*key).or_insert(value.into());
@@ -318,7 +334,9 @@ impl Recipe {
     pub fn resolved(&self) -> Result<Self, Misuse> {
         let mut recipe = Self { router: self.tied_router()?, ..self.clone() };
         let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
-        recipe.model.expert_hidden = Some(self.model.hidden_of_expert(router.as_ref()));
+        recipe.vae = self.vae.as_ref().map(|vae| vae.resolved(self));
+        let hidden = || self.model.hidden_of_expert(router.as_ref());
+        recipe.model.expert_hidden = self.vae.is_none().then(hidden);
         recipe.router.write_out(router.settings());
         recipe.residual.write_out(residual.settings());
         Ok(recipe)
@@ -346,11 +364,15 @@ impl Recipe {
 
     /// As TOML.
     pub fn to_toml(&self) -> String {
-        if self.vision.is_none() {
+        if self.is_text() {
             return toml::to_string_pretty(self).expect("a recipe is plain data");
         }
         let mut table = toml::Table::try_from(self).expect("a recipe is plain data");
-        vision::drop_text_keys(&mut table);
+        if self.vae.is_some() {
+            vae::drop_other_keys(&mut table);
+        } else {
+            vision::drop_text_keys(&mut table);
+        }
         toml::to_string_pretty(&table).expect("a recipe is plain data")
     }
 }

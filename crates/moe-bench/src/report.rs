@@ -16,15 +16,20 @@ mod labels;
 mod leaderboard;
 mod load;
 mod losses;
+mod map;
 mod markup;
 mod notes;
 mod palette;
+mod robustness;
+mod routing;
 mod scale;
+mod settling;
 #[cfg(test)]
 mod tests;
 mod view;
 
 use crate::results::Results;
+use crate::robust::Overview;
 use markup::Text;
 use view::View;
 
@@ -43,7 +48,13 @@ pub enum ReportError {
 
 /// Writes the report of a comparison as one HTML document.
 pub fn html(results: &Results) -> Result<String, ReportError> {
+    html_with(results, None)
+}
+
+/// The same with what `moe robust` found for the comparison's runs.
+pub fn html_with(results: &Results, robust: Option<&Overview>) -> Result<String, ReportError> {
     let view = View::new(results);
+    let robust = robust.map(|found| robustness::render(&view, found)).transpose()?;
     let body = [
         header::render(&view),
         leaderboard::render(&view),
@@ -52,6 +63,10 @@ pub fn html(results: &Results) -> Result<String, ReportError> {
         deltas::render(&view)?,
         cost::render(&view)?,
         load::render(&view),
+        robust.unwrap_or_default(),
+        settling::render(&view)?,
+        routing::render(&view),
+        map::render(&view),
         notes::terms(&view),
         notes::failures(&view),
         notes::footer(&view),

@@ -2,6 +2,7 @@
 //!
 //! Axis letters: `l` sparse layers, `e` experts.
 
+use crate::probe::RoutingMetrics;
 use moe_core::stats::Paired;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -122,6 +123,9 @@ pub struct Metrics {
     pub valid_curve: Vec<(u64, f64)>,
     /// Share of rows per expert at each evaluation: `(step, share_le)`; rows of `share_le` sum to 1.
     pub expert_usage: Vec<(u64, Vec<Vec<f64>>)>,
+    /// What the probe set showed over the run; absent in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing: Option<RoutingMetrics>,
 }
 
 /// Mean and sample standard deviation over seeds.

@@ -4,12 +4,14 @@
 //! DIR/recipe.toml        as resolved
 //!     environment.json   commit, machine, versions
 //!     metrics.jsonl      a line per logged step and per evaluation
+//!     probe/             routes of the probe set at every evaluation
 //!     checkpoints/       step-000040/{model.safetensors,optimizer.safetensors,state.json}
 //!     result.json        written last: the measures of a finished run
 //! ```
 
 use crate::environment::{environment, peak_memory_bytes};
 use crate::error::{Misuse, is_stop};
+use crate::files::{self, Held};
 use crate::limits;
 use crate::log::{EvalLine, Log, SkipLine};
 use crate::recipe::Recipe;
@@ -19,7 +21,7 @@ use crate::worker::unless_stopped;
 use anyhow::{Context, Result};
 use moe_data::Split;
 use moe_routers::ParamStore;
-use moe_train::{Advance, Disk, EvalReport, Scored, StepReport, Trainer, checkpoint};
+use moe_train::{Advance, Disk, EvalReport, Scored, StepReport, Task, Trainer, checkpoint};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -106,15 +108,18 @@ impl RunDir {
         )))
     }
 
-    /// Makes the directory and writes recipe and environment.
+    /// Makes the directory and takes it for this process.
+    fn hold(&self) -> Result<Option<Held>> {
+        let made = fs::create_dir_all(&self.0);
+        made.with_context(|| format!("cannot write the run to {}", self.0.display()))?;
+        Held::take(&self.0)
+    }
+
+    /// Writes recipe and environment.
     fn begin(&self, recipe: &Recipe, device: Device) -> Result<()> {
-        let writable = || -> std::io::Result<()> {
-            fs::create_dir_all(&self.0)?;
-            fs::write(self.recipe(), recipe.to_toml())?;
-            let environment = serde_json::to_string_pretty(&environment(device))?;
-            fs::write(self.0.join("environment.json"), environment + "\n")
-        };
-        writable().with_context(|| format!("cannot write the run to {}", self.0.display()))
+        let environment = serde_json::to_string_pretty(&environment(device))? + "\n";
+        files::replace(&self.recipe(), recipe.to_toml().as_bytes())?;
+        files::replace(&self.0.join("environment.json"), environment.as_bytes())
     }
 }
 
@@ -139,13 +144,8 @@ pub fn prepare(recipe: &Recipe, device: Device, stop: &Arc<AtomicBool>) -> Resul
     let source = recipe.clone();
     let subject = unless_stopped(stop, move || Subject::open(&source))?;
     // Refuses what could not even be numbered, before libtorch is asked for it.
-    let vocabulary = match &subject {
-        Subject::Text(text) => Some(text.vocab_size()),
-        Subject::Masked(text, _) => Some(text.vocab_size()),
-        Subject::Images(..) => None,
-    };
-    if let Some(vocabulary) = vocabulary {
-        crate::estimate::estimate(&recipe, vocabulary, 0)?;
+    if let Some(ends) = subject.ends() {
+        crate::estimate::estimate(&recipe, ends, 0)?;
     }
     limits::within(&recipe.clone(), || build(recipe, subject, device, stop))
 }
@@ -175,6 +175,11 @@ impl Prepared {
         self.trainer.steps_taken()
     }
 
+    /// Model and data.
+    pub fn task(&self) -> &dyn Task {
+        self.trainer.task()
+    }
+
     /// What is trained, and how.
     pub fn recipe(&self) -> &Recipe {
         &self.recipe
@@ -183,6 +188,31 @@ impl Prepared {
     /// The data.
     pub fn subject(&self) -> &Subject {
         &self.subject
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The flag that stops it.
+    pub fn stop(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop)
+    }
+
+    /// The present weights on other data of the same kind, for evaluation.
+    ///
+    /// # Errors
+    /// Data that do not fit the model, or too little memory.
+    pub fn with_subject(&self, subject: Subject) -> Result<Self> {
+        let other = limits::within(&self.recipe, || {
+            build(self.recipe.clone(), subject, self.device, &self.stop)
+        })?;
+        let (to, from) = (other.trainer.store().entries(), self.trainer.store().entries());
+        let pairs = to.iter().zip(from.iter());
+        tch::no_grad(|| pairs.for_each(|(to, from)| to.tensor.shallow_clone().copy_(&from.tensor)));
+        drop((to, from));
+        Ok(other)
     }
 
     /// Trains into `dir` until the recipe's last step, or until the flag of [`prepare`] is set; then
@@ -205,6 +235,12 @@ impl Prepared {
         resume: bool,
         observe: &mut dyn FnMut(Event<'_>),
     ) -> Result<Outcome> {
+        let held = dir.hold()?;
+        if held.is_none() {
+            observe(Event::Note(
+                "this file system has no locks: do not train into the directory twice at once",
+            ));
+        }
         if resume {
             dir.refuse_other_recipe(&self.recipe)?;
         }
@@ -225,10 +261,11 @@ impl Prepared {
         if step < self.recipe.train.steps || !log.has_eval(step) {
             return Ok(Outcome::Stopped(step));
         }
-        let metrics = self.metrics(&log);
-        let json = serde_json::to_string_pretty(&metrics)?;
-        fs::write(dir.result(), json + "\n")
-            .with_context(|| format!("cannot write {}", dir.result().display()))?;
+        let metrics = self.metrics(dir, &log)?;
+        let json = serde_json::to_string_pretty(&metrics)?
+            + "
+";
+        files::replace(&dir.result(), json.as_bytes())?;
         Ok(Outcome::Finished(Box::new(metrics)))
     }
 
@@ -303,7 +340,7 @@ impl Prepared {
         log: &mut Log,
         observe: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
-        let line = match self.evaluate(Split::Valid, self.batches()) {
+        let line = match self.evaluate_probed(dir, log.last_eval()) {
             Err(error) if is_stop(&error) => return Ok(()),
             line => line?,
         };
@@ -314,10 +351,6 @@ impl Prepared {
             self.save(dir)?;
         }
         Ok(())
-    }
-
-    fn batches(&self) -> Option<usize> {
-        Some(self.recipe.train.eval_batches).filter(|n| *n > 0)
     }
 
     /// Evaluates the present weights.
@@ -351,17 +384,23 @@ impl Prepared {
         let step = self.trainer.steps_taken();
         let bits_per_byte = self.subject.bits_per_byte(split, report.loss);
         let seconds = start.elapsed().as_secs_f64();
-        EvalLine { step, split: split.name().into(), bits_per_byte, seconds, report }
+        EvalLine { step, split: split.name().into(), bits_per_byte, seconds, report, probe: None }
     }
 
-    fn metrics(&self, log: &Log) -> Metrics {
+    fn metrics(&self, dir: &RunDir, log: &Log) -> Result<Metrics> {
         let tokens = self.subject.tokens_per_step(&self.recipe);
-        Metrics {
+        let mut metrics = Metrics {
             params_active: self.trainer.active_params() as u64,
             params_total: self.trainer.store().trainable_count() as u64,
             peak_memory_bytes: peak_memory_bytes(),
             ..log.summary(tokens)
+        };
+        if let Some(routing) = &mut metrics.routing {
+            let flops = self.task().inference_flops(self.trainer.store());
+            routing.inference_flops = routing.inference_flops.or(flops);
+            routing.keep(dir, self.steps_taken())?;
         }
+        Ok(metrics)
     }
 }
 

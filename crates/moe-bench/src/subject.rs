@@ -1,13 +1,15 @@
 //! What a recipe is about: its data, and the task that is made of data and model.
 
 use crate::error::Misuse;
+use crate::estimate::Ends;
 use crate::recipe::Recipe;
+use crate::vae::VaeRecipe;
 use crate::vision::VisionRecipe;
 use anyhow::Result;
 use moe_data::{Images, MaskedText, Masking, Split, TokenStream};
-use moe_models::{DecoderLm, ImageSpec, MaskedLm, Rules, Vit};
+use moe_models::{DecoderLm, ImageSpec, MaskedLm, Rules, SmoeVae, Vit};
 use moe_routers::ParamStore;
-use moe_train::{ImageTask, LmTask, MaskedTask, Task};
+use moe_train::{ImageTask, LmTask, MaskedTask, Task, VaeTask};
 use std::sync::Arc;
 use tch::Device;
 
@@ -18,6 +20,8 @@ pub enum Subject {
     Text(Arc<TokenStream>),
     /// Images, for a classifier.
     Images(Arc<Images>, VisionRecipe),
+    /// Images, to be drawn again.
+    Drawings(Arc<Images>, VaeRecipe),
     /// Text in several languages, for a masked language model.
     Masked(Arc<MaskedText>, Masking),
 }
@@ -30,6 +34,11 @@ impl Subject {
     pub fn open(recipe: &Recipe) -> Result<Self, Misuse> {
         if let Some(masking) = recipe.masked {
             return Ok(Self::Masked(Arc::new(recipe.data.open_languages()?), masking));
+        }
+        if let Some(vae) = &recipe.vae {
+            let images = Images::open(&recipe.data.source, None)
+                .map_err(|e| Misuse::recipe("data.source", chain(&e)))?;
+            return Ok(Self::Drawings(vae.images(images)?, vae.clone()));
         }
         let Some(vision) = &recipe.vision else {
             return Ok(Self::Text(Arc::new(recipe.data.open()?)));
@@ -78,6 +87,23 @@ impl Subject {
                 let how = (train.batch, train.sequence, *masking);
                 Ok(Box::new(MaskedTask::new(model, Arc::clone(text), how, device)))
             }
+            Self::Drawings(images, vae) => {
+                let model = SmoeVae::new(store, vae.config(recipe), router.as_ref());
+                let model = model.map_err(|e| Misuse::recipe("vae", e))?;
+                let how = (train.batch, vae.background);
+                Ok(Box::new(VaeTask::new(model, Arc::clone(images), how, device)))
+            }
+        }
+    }
+
+    /// What a model of these data reads and predicts; `None` for drawings, whose cost
+    /// [`crate::vae_cost`] counts.
+    pub fn ends(&self) -> Option<Ends> {
+        match self {
+            Self::Text(text) => Some(Ends::Text(text.vocab_size())),
+            Self::Masked(text, _) => Some(Ends::Masked(text.vocab_size())),
+            Self::Images(images, _) => Some(Ends::Images(spec(images))),
+            Self::Drawings(..) => None,
         }
     }
 
@@ -85,7 +111,7 @@ impl Subject {
     pub fn name(&self) -> &str {
         match self {
             Self::Text(text) => text.corpus(),
-            Self::Images(images, _) => images.name(),
+            Self::Images(images, _) | Self::Drawings(images, _) => images.name(),
             Self::Masked(text, _) => text.languages().name(),
         }
     }
@@ -96,6 +122,7 @@ impl Subject {
             Self::Text(text) => text.tokenizer().name().into(),
             Self::Images(_, vision) => format!("patches of {0} x {0}", vision.patch),
             Self::Masked(text, _) => text.tokenizer().name().into(),
+            Self::Drawings(..) => "whole images".into(),
         }
     }
 
@@ -107,6 +134,7 @@ impl Subject {
                 let [_, h, w] = spec(images).chw;
                 vision.vit().tokens(h, w) as usize
             }
+            Self::Drawings(..) => 1,
         };
         recipe.train.batch * tokens
     }
@@ -115,17 +143,19 @@ impl Subject {
     pub fn unit(&self) -> &'static str {
         match self {
             Self::Text(_) => "tokens",
-            Self::Images(..) => "images",
+            Self::Images(..) | Self::Drawings(..) => "images",
             Self::Masked(..) => "hidden tokens",
         }
     }
 
-    /// Mean loss on the validation split of who knows only how often each target occurs in training.
+    /// Mean loss on the validation split of who knows only how often each target occurs in training, or who
+    /// draws the mean image.
     pub fn floor(&self) -> f64 {
         match self {
             Self::Text(text) => text.unigram_nll(Split::Valid),
             Self::Images(images, _) => images.label_nll(Split::Valid),
             Self::Masked(text, _) => text.unigram_nll(Split::Valid),
+            Self::Drawings(images, _) => images.mean_image_error(Split::Valid),
         }
     }
 
@@ -133,7 +163,7 @@ impl Subject {
     pub fn bits_per_byte(&self, split: Split, nats: f64) -> Option<f64> {
         match self {
             Self::Text(text) => text.bits_per_byte(split, nats),
-            Self::Images(..) | Self::Masked(..) => None,
+            Self::Images(..) | Self::Drawings(..) | Self::Masked(..) => None,
         }
     }
 }

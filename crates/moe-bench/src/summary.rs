@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::between;
+use crate::probe::RoutingMetrics;
 use crate::results::{Judgements, Metrics, Results, RouterSummary, Row, Spread};
 use crate::verdict;
 
@@ -51,11 +53,15 @@ pub fn mean(entry: &RouterSummary, measure: &str) -> Option<f64> {
 fn summarise_router(router: &str, rows: &[Row], judged: Option<&Judgements>) -> RouterSummary {
     let of_router = || rows.iter().filter(|row| row.router == router);
     let finished: Vec<&Metrics> = of_router().filter_map(|row| row.metrics.as_ref()).collect();
+    let mut metrics = spreads(&finished);
+    if let Some(judged) = judged {
+        metrics.extend(between::measures(rows, router, &judged.reference));
+    }
     RouterSummary {
         router: router.to_owned(),
         runs: finished.len(),
         failed: of_router().count() - finished.len(),
-        metrics: spreads(&finished),
+        metrics,
         verdict: judged.map_or_else(|| verdict::NO_VERDICT.to_owned(), |j| verdict::of(j, router)),
     }
 }
@@ -63,7 +69,8 @@ fn summarise_router(router: &str, rows: &[Row], judged: Option<&Judgements>) -> 
 fn spreads(runs: &[&Metrics]) -> BTreeMap<String, Spread> {
     let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for run in runs {
-        for (name, value) in scalars(run) {
+        let routing = run.routing.iter().flat_map(RoutingMetrics::scalars);
+        for (name, value) in scalars(run).into_iter().chain(routing) {
             values.entry(name).or_default().extend(value.filter(|value| value.is_finite()));
         }
     }
@@ -71,7 +78,7 @@ fn spreads(runs: &[&Metrics]) -> BTreeMap<String, Spread> {
     values.into_iter().map(|(name, values)| (name.to_owned(), spread(&values))).collect()
 }
 
-/// Every scalar field of [`Metrics`] under its own name.
+/// Every scalar field of [`Metrics`] itself under its own name.
 fn scalars(metrics: &Metrics) -> [(&'static str, Option<f64>); 14] {
     [
         ("valid_loss", Some(metrics.valid_loss)),

@@ -46,6 +46,17 @@ fn table(results: &Results, style: Style) -> String {
     table.trim_fmt()
 }
 
+/// A Markdown table, text on the left of its first and last columns.
+pub(crate) fn markdown(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.set_header(header.iter().copied());
+    let plain =
+        |row: Vec<String>| row.iter().map(|c| plain(c, Style::Markdown)).collect::<Vec<_>>();
+    table.add_rows(rows.into_iter().map(plain));
+    dress(&mut table, Style::Markdown);
+    table.trim_fmt()
+}
+
 fn dress(table: &mut Table, style: Style) {
     let rule = LineStyle::none().fill('─');
     let (look, arrangement) = match style {

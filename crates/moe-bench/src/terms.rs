@@ -19,10 +19,16 @@ pub fn terms(base: &Recipe, data: &Subject, cells: &[Cell]) -> Terms {
             "data, and the batch of every step: a function of (seed, step)".into(),
             "initial weights of every tensor that has the same name and shape".into(),
             format!("{} steps of {tokens_per_step} tokens, optimiser, schedule", train.steps),
-            format!(
-                "{} experts, of which a token uses a hidden width of {} on average",
-                model.experts, model.active_hidden
-            ),
+            match &base.vae {
+                Some(_) => format!(
+                    "{} decoders, of which one draws an image; losses are squared errors of its pixels",
+                    model.experts
+                ),
+                None => format!(
+                    "{} experts, of which a token uses a hidden width of {} on average",
+                    model.experts, model.active_hidden
+                ),
+            },
         ],
         unequal: cells
             .iter()
@@ -39,6 +45,10 @@ fn unequal(cell: &Cell) -> Vec<String> {
     let asked = model.experts as usize;
     let (bank, active) = (router.bank(asked), router.trained_experts(asked));
     let mut facts = Vec::new();
+    if cell.recipe.vae.is_some() {
+        let all = format!("{name}: all {asked} decoders draw every image of a training batch");
+        return (active > 1.0).then_some(all).into_iter().collect();
+    }
     if bank != asked {
         facts.push(format!("{name}: {bank} expert of width {}, no choice", model.active_hidden));
     } else if active != 2.0 {
@@ -53,7 +63,7 @@ fn unequal(cell: &Cell) -> Vec<String> {
         let hidden = used * model.hidden_of_expert(router.as_ref()) as f64;
         facts.push(format!("{name}: a token uses a hidden width of {hidden} only"));
     }
-    let text = cell.recipe.vision.is_none() && cell.recipe.masked.is_none();
+    let text = cell.recipe.is_text() && cell.recipe.masked.is_none();
     if text && !router.causal() {
         facts.push(format!(
             "{name}: not causal; a token's route depends on later tokens of its group, so its loss is not comparable with the others'"

@@ -123,9 +123,14 @@ fn stopping_and_resuming_gives_the_same_bytes_as_going_on() {
     let losses = |dir: &str| -> Vec<String> {
         let text = fs::read_to_string(Path::new(dir).join("metrics.jsonl")).unwrap();
         let lines = text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
-        lines.map(|line| format!("{} {} {}", line["kind"], line["step"], line["loss"])).collect()
+        let brief = |line: serde_json::Value| {
+            let probe = &line["probe"]["layers"];
+            format!("{} {} {} {probe}", line["kind"], line["step"], line["loss"])
+        };
+        lines.map(brief).collect()
     };
     assert_eq!(losses(&straight), losses(&halves));
+    assert!(losses(&halves)[8].contains("\"routing_fluctuation\":"), "{:?}", losses(&halves));
     let said = place.train(&["--out", &halves]);
     refused(&said, 1, &["there is a run already; --resume goes on with it"]);
 }

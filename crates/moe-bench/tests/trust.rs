@@ -164,6 +164,23 @@ fn a_second_signal_ends_at_once() {
     assert!(!place.path("run/checkpoints").exists(), "at once");
 }
 
+#[test]
+fn a_second_process_is_kept_out_of_a_run() {
+    let place = Place::new();
+    let mut first = place.train(&["train.steps=100000000", "train.log_every=1000000"]);
+    first.push("--worker".into());
+    let mut child = start(&first);
+    wait_for(&mut child, "ready");
+    let mut second = place.train(&["train.steps=100000000", "train.log_every=1000000"]);
+    second.push("--resume".into());
+    assert_code(&moe(&second), 1, &["run: another process is writing this run", "--out"]);
+    send(&child, Signal::KILL);
+    child.wait().unwrap();
+    // The lock went with its owner, however that ended.
+    second.extend(["--set".into(), "train.stop_after=1".into()]);
+    assert_code(&moe(&second), 0, &["stopped after step 1"]);
+}
+
 /// Waits until the child handles signals itself, as the system's table of it says.
 fn wait_for_handlers(child: &Child) {
     let table = format!("/proc/{}/status", child.id());
@@ -241,10 +258,10 @@ fn places_that_cannot_be_written_are_named() {
     args[3] = "/proc/moe-run".into();
     assert_code(&moe(&args), 2, &["cannot write the run to /proc/moe-run"]);
     fs::create_dir(place.path("run")).unwrap();
-    std::os::unix::fs::symlink("/dev/full", place.path("run/metrics.jsonl")).unwrap();
+    std::os::unix::fs::symlink("/dev/full", place.path("run/recipe.toml.partial")).unwrap();
     let mut args = place.train(&[]);
     args.push("--resume".into());
-    assert_code(&moe(&args), 2, &["metrics.jsonl", "No space left on device"]);
+    assert_code(&moe(&args), 2, &["recipe.toml", "No space left on device"]);
 }
 
 #[test]

@@ -68,18 +68,22 @@ fn train_starts((seed, step): (u64, u64), batch: usize, n_starts: usize) -> Vec<
     (0..batch).map(|_| draw(generator.next_u64())).collect()
 }
 
-/// Windows one after the other, `batch` rows at a time; needs `batch > 0` and `len > 0`.
+/// Where windows of `len` tokens start that follow each other; needs `len > 0`.
+pub(crate) fn eval_starts(tokens: usize, len: usize) -> Vec<usize> {
+    // The last window's last target has to exist, hence one token less.
+    (0..tokens.saturating_sub(1) / len).map(|window| window * len).collect()
+}
+
+/// Windows that start here, `batch` rows at a time; needs `batch > 0` and `len > 0`.
 pub(crate) fn eval_batches(
     tokens: &[u32],
+    starts: Vec<usize>,
     batch: usize,
     len: usize,
 ) -> impl ExactSizeIterator<Item = TokenBatch> {
-    // The last window's last target has to exist, hence one token less.
-    let windows = tokens.len().saturating_sub(1) / len;
-    (0..windows.div_ceil(batch)).map(move |index| {
-        let rows = index * batch..windows.min((index + 1) * batch);
-        let starts: Vec<usize> = rows.map(|row| row * len).collect();
-        TokenBatch::gather(tokens, &starts, len)
+    (0..starts.len().div_ceil(batch)).map(move |index| {
+        let rows = index * batch..starts.len().min((index + 1) * batch);
+        TokenBatch::gather(tokens, &starts[rows], len)
     })
 }
 

@@ -254,6 +254,15 @@ pub enum DataError {
         source: image::ImageError,
     },
 
+    /// An attack on text at a rate that is no share.
+    #[error("attack {attack}: rate {rate} is outside 0..=1")]
+    AttackRate {
+        /// The attack.
+        attack: &'static str,
+        /// The rate asked for.
+        rate: f64,
+    },
+
     /// A batch without an image, or one that is absurdly large.
     #[error(
         "a batch of {batch} images of {size}: it must hold at least 1 image and at most {limit} values"

@@ -42,6 +42,7 @@
 mod batch;
 mod builtin;
 mod corpus;
+pub mod corrupt;
 mod error;
 mod image;
 mod languages;
@@ -65,6 +66,6 @@ pub use masked::{MaskedBatch, MaskedText, Masking, SPECIAL_IDS};
 pub use paired::PairedTexts;
 pub use spec::{DEFAULT_MIN_COUNT, TokenizerSpec};
 pub use split::Split;
-pub use stream::TokenStream;
+pub use stream::{Attacked, TokenStream};
 pub use table::{LabelledTexts, TableSpec};
 pub use tokenizer::{BpeTokenizer, Tokenizer, WordTokenizer};

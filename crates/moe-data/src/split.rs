@@ -51,6 +51,14 @@ impl<T> BySplit<T> {
         })
     }
 
+    pub(crate) fn get_mut(&mut self, split: Split) -> &mut T {
+        match split {
+            Split::Train => &mut self.train,
+            Split::Valid => &mut self.valid,
+            Split::Test => &mut self.test,
+        }
+    }
+
     pub(crate) fn get(&self, split: Split) -> &T {
         match split {
             Split::Train => &self.train,

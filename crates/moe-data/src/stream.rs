@@ -5,10 +5,11 @@ use std::fmt;
 
 use crate::batch::{self, SideBySide, TokenBatch};
 use crate::corpus::{Corpus, Text};
+use crate::corrupt::{Alignment, Spans, TextAttack};
 use crate::error::DataError;
 use crate::spec::TokenizerSpec;
 use crate::split::{BySplit, Split};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, utf8};
 
 /// The token ids of a corpus, and batches of them.
 #[derive(Clone)]
@@ -18,12 +19,27 @@ pub struct TokenStream {
     splits: BySplit<Encoded>,
 }
 
+/// Tokens with one split under attack.
+#[derive(Clone, Debug)]
+pub struct Attacked {
+    /// The tokens.
+    pub stream: TokenStream,
+    /// Which of them are those of the clean text.
+    pub alignment: Alignment,
+    /// Places where the attack could have done something: words, or letters.
+    pub places: usize,
+    /// Places where it did.
+    pub changed: usize,
+}
+
 /// One split; never without a token.
 #[derive(Clone)]
 struct Encoded {
     tokens: Vec<u32>,
     /// Bytes of the text that the tokens were made from.
     bytes: usize,
+    /// Where the windows of an evaluation begin, if not one after the other.
+    starts: Option<Vec<usize>>,
 }
 
 impl fmt::Debug for TokenStream {
@@ -152,7 +168,40 @@ impl TokenStream {
         batch: usize,
         len: usize,
     ) -> Result<impl ExactSizeIterator<Item = TokenBatch>, DataError> {
-        Ok(batch::eval_batches(self.tokens_for(split, batch, len)?, batch, len))
+        let tokens = self.tokens_for(split, batch, len)?;
+        let starts = match &self.splits.get(split).starts {
+            Some(starts) => {
+                starts.iter().copied().filter(|start| start + len < tokens.len()).collect()
+            }
+            None => batch::eval_starts(tokens.len(), len),
+        };
+        Ok(batch::eval_batches(tokens, starts, batch, len))
+    }
+
+    /// The same with a split's text under attack, in evaluation windows of `len` tokens that begin where the
+    /// clean ones begin; and which tokens are the same. The vocabulary stays. `clean` is the split's text.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::InvalidUtf8`] if the clean text is not UTF-8; [`DataError::AttackRate`];
+    /// [`DataError::BatchShape`] and [`DataError::SplitTooShort`] as in [`Self::eval_batches`].
+    pub fn attacked(
+        &self,
+        (split, clean): (Split, &[u8]),
+        (attack, rate, seed): (TextAttack, f64, u64),
+        len: usize,
+    ) -> Result<Attacked, DataError> {
+        let ids = self.tokens_for(split, 1, len)?;
+        let text = attack.apply(utf8(clean, "attack")?, rate, seed)?;
+        let tokens = self.tokenizer.encode(text.text.as_bytes())?;
+        let spans = |text: &[u8], ids: &[u32]| self.tokenizer.spans(text, ids);
+        let before = Spans { ids, bytes_t: spans(clean, ids)? };
+        let after = Spans { ids: &tokens, bytes_t: spans(text.text.as_bytes(), &tokens)? };
+        let alignment = Alignment::new(&before, &after, &text, len);
+        let starts = Some(alignment.starts().to_vec());
+        let mut stream = self.clone();
+        *stream.splits.get_mut(split) = Encoded { tokens, bytes: text.text.len(), starts };
+        Ok(Attacked { stream, alignment, places: text.places, changed: text.changed })
     }
 
     /// The split as `batch` texts of equal length, read side by side in stretches of `len` tokens. The
@@ -186,6 +235,6 @@ impl TokenStream {
 impl Encoded {
     fn new(tokenizer: &Tokenizer, text: &Text) -> Result<Self, DataError> {
         let tokens = tokenizer.encode(&text.bytes).map_err(|error| error.located(text))?;
-        Ok(Self { tokens, bytes: text.bytes.len() })
+        Ok(Self { tokens, bytes: text.bytes.len(), starts: None })
     }
 }

@@ -185,7 +185,7 @@ fn bitmaps_are_read_a_class_a_file() {
     let bitmaps = |n: u8| (0..n).flat_map(|i| [i; 784]).collect::<Vec<u8>>();
     let files = [
         ("cat.npy.gz", gzip(&npy("(12, 1, 784)", &bitmaps(12)))),
-        ("apple.npy", npy("(12, 784)", &bitmaps(12))),
+        ("full_numpy_bitmap_apple.npy", npy("(12, 784)", &bitmaps(12))),
         ("eye.npy", npy("(12, 28, 28)", &bitmaps(12))),
     ];
     let images = open(&directory(&files)).unwrap();
@@ -198,14 +198,60 @@ fn bitmaps_are_read_a_class_a_file() {
     for (shape, values, said) in [
         ("(12, 783)", 12 * 783, "expected the shape (n, 784)"),
         ("(99999999999999999999, 784)", 0, "expected the shape (n, 784)"),
-        ("(12, 784)", 5, "expected 9408 bytes of bitmaps, found 5"),
+        ("(12, 784)", 5, "expected 9408 bytes of values, found 5"),
     ] {
         let found = refusal(&directory(&[("a.npy", npy(shape, &vec![0; values]))]));
         assert!(found.starts_with("`DIR/a.npy`, byte") && found.contains(said), "{found}");
     }
+    let twice = [("a.npy", vec![]), ("a.npy.gz", vec![])];
+    assert_eq!(refusal(&directory(&twice)), "DIR: two files of class `a`; expected one");
     let floats = npy("(1, 784)", &[0; 784]);
     let floats = String::from_utf8_lossy(&floats).replace("|u1", "<f4").into_bytes();
     assert!(open(&directory(&[("a.npy", floats)])).is_err());
+}
+
+/// Two classes of the same twelve bitmaps: 784 times 0, 20, 40, and so on.
+fn drawings() -> Images {
+    let bitmaps: Vec<u8> = (0..12_u8).flat_map(|i| [20 * i; 784]).collect();
+    let file = || npy("(12, 784)", &bitmaps);
+    open(&directory(&[("a.npy", file()), ("b.npy", file())])).unwrap()
+}
+
+#[test]
+fn a_share_of_the_training_images_is_the_first_of_every_class() {
+    let all = drawings();
+    // Ten of twelve a class are not the test; the tenth of each class is held out.
+    assert_eq!(lengths(&all), [18, 2, 4]);
+    let some = all.clone().with_train_share(0.5).unwrap();
+    assert_eq!(lengths(&some), [8, 2, 4]);
+    let train = some.split(Split::Train);
+    assert_eq!(train.labels(), [0, 0, 0, 0, 1, 1, 1, 1]);
+    assert_eq!((train.pixels(3)[0], train.pixels(4)[0]), (60, 0));
+    assert_ne!(some.moments(), all.moments());
+    assert_eq!(lengths(&all.clone().with_train_share(0.01).unwrap()), [2, 2, 4]);
+    for share in [0.0, -1.0, 1.1, f64::NAN] {
+        let error = all.clone().with_train_share(share).unwrap_err().to_string();
+        assert!(error.ends_with("of the training images; expected 0..=1"), "{error}");
+    }
+}
+
+/// Training bitmaps are 0, 20, .., 160 of 255, their mean 80; the held-out one is 180, so that every one of
+/// 784 values is off by 100/255. The test has 200 and 220: (120/255)^2 and (140/255)^2.
+#[test]
+fn the_error_of_the_mean_image_by_hand() {
+    let images = drawings();
+    let want = |off: f64| 784.0 * (off / 255.0).powi(2);
+    let valid = images.mean_image_error(Split::Valid);
+    assert!((valid - want(100.0)).abs() < 1e-9, "{valid}");
+    let test = images.mean_image_error(Split::Test);
+    assert!((test - (want(120.0) + want(140.0)) / 2.0).abs() < 1e-9, "{test}");
+}
+
+#[test]
+fn batches_on_the_unit_interval_are_bytes_over_255() {
+    let images = drawings().on_unit_interval();
+    let batch = images.eval_batches(Split::Valid, 2).unwrap().next().unwrap();
+    assert_eq!(batch.x_bchw.as_slice().unwrap(), [180.0 / 255.0; 2 * 784]);
 }
 
 fn picture(width: u32, height: u32, color: [u8; 3], format: ImageFormat) -> Vec<u8> {

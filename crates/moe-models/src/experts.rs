@@ -176,6 +176,22 @@ impl Experts {
         all.map(Tensor::numel).sum::<usize>() / self.count() as usize
     }
 
+    /// Every expert's matrices and biases in a row, without a graph: `[e, m]`.
+    pub fn weights_em(&self) -> Tensor {
+        let optional = [&self.gate_ehd, &self.b1_eh, &self.b2_ed].into_iter().flatten();
+        let all = [&self.w1_ehd, &self.w2_edh].into_iter().chain(optional);
+        let flat: Vec<Tensor> = all.map(|values| values.detach().flatten(1, -1)).collect();
+        Tensor::cat(&flat, 1)
+    }
+
+    /// What every expert makes of every row, whoever would read it, without a graph:
+    /// `[n, d] -> [e, n, d]`.
+    pub fn outputs_end(&self, x_nd: &Tensor) -> Tensor {
+        let _guard = tch::no_grad_guard();
+        let of = |one: One| one.forward(x_nd, self.activation);
+        Tensor::stack(&self.one_by_one().into_iter().map(of).collect::<Vec<_>>(), 0)
+    }
+
     /// Products of one row in one expert: the values of its matrices.
     pub(crate) fn products(&self) -> f64 {
         let matrices = [&self.w1_ehd, &self.w2_edh].into_iter().chain(&self.gate_ehd);

@@ -37,6 +37,8 @@ pub struct LayerTrace {
     pub routing: Routing,
     /// What the router read, `[g, t, d]`; in evaluation only, where it holds no graph alive.
     pub input_gtd: Option<Tensor>,
+    /// What the layer made of it, `[g, t, d]`; in evaluation only.
+    pub output_gtd: Option<Tensor>,
     /// Wall time of everything but carrying out plans: deciding routes, building the plan, losses.
     /// Meaningful on a CPU, where calls return when the work is done.
     pub route_time: Duration,
@@ -70,6 +72,7 @@ impl MoeLayer {
             gate_entropy: losses::gate_entropy(&routing.gate_gte),
             left_behind: routing.plan.left_behind(),
             input_gtd: matches!(cx.phase, Phase::Eval).then(|| x_gtd.shallow_clone()),
+            output_gtd: matches!(cx.phase, Phase::Eval).then(|| y_gtd.shallow_clone()),
             routing,
             route_time,
         };

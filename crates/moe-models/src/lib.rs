@@ -1,7 +1,8 @@
 //! Experts, the sparse layer and backbones on libtorch.
 //!
 //! A [`MoeLayer`] is a router and a bank of experts; a [`DecoderLm`] is a decoder-only language model, a
-//! [`MaskedLm`] one that sees both sides and a [`Vit`] an image classifier, whose feed-forward layers are dense or sparse. Whatever a forward pass wants to say besides its
+//! [`MaskedLm`] one that sees both sides and a [`Vit`] an image classifier, whose feed-forward layers are
+//! dense or sparse; a [`SmoeVae`] chooses among decoders. Whatever a forward pass wants to say besides its
 //! output (losses, loads, entropies) comes back in a [`LayerTrace`]; nothing is kept in globals.
 //!
 //! Axis letters: `b` batch, `g` groups, `t` tokens, `d` width, `h` hidden width, `e` experts, `n`
@@ -17,6 +18,7 @@ pub mod lm;
 pub mod loss;
 pub mod memory;
 mod precision;
+pub mod smoe_vae;
 pub mod vit;
 
 pub use attention::Attention;
@@ -28,4 +30,5 @@ pub use loss::LossWeights;
 pub use memory::Memory;
 pub use moe_routers::Norm;
 pub use precision::Precision;
+pub use smoe_vae::{SmoeVae, VaeConfig};
 pub use vit::{ImageSpec, Pool, Vit, VitConfig};

@@ -5,6 +5,8 @@
 //!
 //! Axis letters: `b` batch, `g` groups, `t` tokens, `d` width, `v` vocabulary.
 
+mod flops;
+
 use crate::block::{Block, Stream, norm};
 use crate::experts::Activation;
 use crate::head;

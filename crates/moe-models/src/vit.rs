@@ -19,7 +19,7 @@
 //! Axis letters: `b` batch, `t` tokens, `d` width, `c` channels, `h` height, `w` width of an image, `p`
 //! side of a patch, `v` classes, `l` sparse layers.
 
-mod flops;
+pub(crate) mod flops;
 
 use crate::block::{Block, Stream, norm};
 use crate::layer::{LayerTrace, MoeLayer};

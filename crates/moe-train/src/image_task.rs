@@ -2,11 +2,15 @@
 //!
 //! Axis letters: `b` batch, `c` channels, `h` height, `w` width, `v` classes, `l` sparse layers.
 
+mod adversary;
+
+pub use adversary::{Attacked, AttackedBatch, ImageAttack};
+
 use crate::evaluate::{EvalPlan, EvalReport, Scored, evaluate};
 use crate::task::{Draw, Task};
 use crate::trainer::TrainError;
 use moe_data::{Augment, ImageBatch, Images};
-use moe_models::{LayerTrace, Vit};
+use moe_models::{LayerTrace, MoeLayer, Vit};
 use moe_routers::{ParamStore, RouteCx};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
@@ -111,6 +115,14 @@ impl Task for ImageTask {
 
     fn active_params(&self, store: &ParamStore) -> usize {
         self.model.active_params(store)
+    }
+
+    fn as_images(&self) -> Option<&ImageTask> {
+        Some(self)
+    }
+
+    fn sparse_layers(&self) -> Vec<&MoeLayer> {
+        self.model.sparse_layers().collect()
     }
 }
 

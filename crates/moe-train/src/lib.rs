@@ -20,6 +20,7 @@ mod shelf;
 pub mod task;
 pub mod tensors;
 pub mod trainer;
+pub mod vae_task;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use checkpoint::{CheckpointError, State};
@@ -27,8 +28,9 @@ pub use disk::Disk;
 pub use evaluate::{EvalPlan, EvalReport, LayerReport, Scored};
 pub use gradient::Phases;
 pub use guard::NonFinite;
-pub use image_task::ImageTask;
+pub use image_task::{Attacked, AttackedBatch, ImageAttack, ImageTask};
 pub use masked_task::MaskedTask;
 pub use schedule::{Decay, Schedule};
 pub use task::{Draw, LmTask, Task};
 pub use trainer::{Advance, StepReport, TrainConfig, TrainError, Trainer};
+pub use vae_task::{Background, VaeTask};

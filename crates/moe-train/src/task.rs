@@ -3,9 +3,10 @@
 //! Axis letters: `b` batch, `t` tokens, `l` sparse layers, `e` experts.
 
 use crate::evaluate::{EvalPlan, EvalReport, Scored, evaluate};
+use crate::image_task::ImageTask;
 use crate::trainer::TrainError;
 use moe_data::{Split, TokenBatch, TokenStream};
-use moe_models::{DecoderLm, LayerTrace, Memory};
+use moe_models::{DecoderLm, LayerTrace, Memory, MoeLayer};
 use moe_routers::{ParamStore, RouteCx};
 use std::cell::RefCell;
 use std::fmt::Debug;
@@ -55,6 +56,21 @@ pub trait Task: Debug {
 
     /// Parameters that one token uses: all but the experts it does not visit.
     fn active_params(&self, store: &ParamStore) -> usize;
+
+    /// The task as one of images, whose inputs have gradients; `None` for any other.
+    fn as_images(&self) -> Option<&ImageTask> {
+        None
+    }
+
+    /// FLOPs of a target's forward pass, where they are known before an evaluation.
+    fn inference_flops(&self, _store: &ParamStore) -> Option<f64> {
+        None
+    }
+
+    /// The sparse layers, in order, for measures of what they learned; none where there are none to show.
+    fn sparse_layers(&self) -> Vec<&MoeLayer> {
+        Vec::new()
+    }
 
     /// Tensors beside the weights that the next step depends on, by name; resuming writes into them.
     fn state(&self) -> Vec<(String, Tensor)> {
@@ -161,6 +177,14 @@ impl Task for LmTask {
 
     fn active_params(&self, store: &ParamStore) -> usize {
         self.model.active_params(store)
+    }
+
+    fn inference_flops(&self, store: &ParamStore) -> Option<f64> {
+        Some(self.model.flops(store, self.sequence))
+    }
+
+    fn sparse_layers(&self) -> Vec<&MoeLayer> {
+        self.model.sparse_layers().collect()
     }
 
     fn state(&self) -> Vec<(String, Tensor)> {

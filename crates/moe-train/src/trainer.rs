@@ -8,7 +8,7 @@ use crate::gradient::{Gradient, Phases};
 use crate::guard::{self, NonFinite, finite};
 use crate::schedule::{Decay, Schedule};
 use crate::task::Task;
-use moe_core::RouteError;
+use moe_core::{MetricError, RouteError};
 use moe_data::{DataError, Split};
 use moe_models::Precision;
 use moe_routers::ParamStore;
@@ -159,6 +159,9 @@ pub enum TrainError {
     /// The optimiser's kernel refused.
     #[error("the optimiser: {0}")]
     Optimizer(#[from] ShimError),
+    /// An attack on images with settings out of their range, or on a model that is not finite.
+    #[error("the attack: {0}")]
+    Attack(#[from] MetricError),
     /// The user stopped an evaluation.
     #[error("stopped before the end of an evaluation")]
     Stopped,
@@ -261,6 +264,11 @@ impl Trainer {
     /// Parameters that one token uses: all but the experts it does not visit.
     pub fn active_params(&self) -> usize {
         self.task.active_params(&self.store)
+    }
+
+    /// What it trains.
+    pub fn task(&self) -> &dyn Task {
+        self.task.as_ref()
     }
 
     /// Its parameters.

@@ -1,9 +1,10 @@
-//! Training a classifier of images.
+//! Training a classifier of images, and a model that draws them again.
 
 use moe_data::{Augment, Images, Split};
-use moe_models::{ImageSpec, LmConfig, Pool, Rules, Vit, VitConfig};
+use moe_models::smoe_vae::{DecoderSize, EncoderSize};
+use moe_models::{ImageSpec, LmConfig, Pool, Rules, SmoeVae, VaeConfig, Vit, VitConfig};
 use moe_routers::{ParamStore, router_config};
-use moe_train::{ImageTask, TrainConfig, Trainer};
+use moe_train::{Background, ImageTask, TrainConfig, Trainer, VaeTask};
 use std::sync::Arc;
 use tch::{Device, Kind};
 
@@ -52,4 +53,41 @@ fn a_classifier_learns_and_counts_what_it_drops() {
     assert!(tight.measures["flops_per_image"] < before.measures["flops_per_image"]);
     let rows = tight.layers[0].load_e.iter().sum::<f64>();
     assert_eq!(rate, rows / (2.0 * 16.0 * 128.0));
+}
+
+fn drawing(data: &Arc<Images>, background: Background) -> Trainer {
+    let (encoder, decoder) = (EncoderSize::Lite, DecoderSize::Lite);
+    let config = VaeConfig { encoder, decoder, latent: 8, experts: 3, beta: 0.01 };
+    let train = TrainConfig { steps: 60, batch: 32, lr: 3e-3, warmup: 0, ..TrainConfig::default() };
+    let settings = serde_json::json!({ "batch": train.batch });
+    let gate = router_config("smoe-vae", settings.as_object().unwrap()).unwrap();
+    let store = ParamStore::new(0, Device::Cpu, Kind::Float);
+    let model = SmoeVae::new(&store, config, gate.as_ref()).unwrap();
+    let how = (train.batch, background);
+    let task = VaeTask::new(model, Arc::clone(data), how, Device::Cpu);
+    Trainer::new(Box::new(task), store, train, 0)
+}
+
+/// An untrained decoder is grey: the error is that of 0.5 everywhere, whatever the background. Sixty steps
+/// bring it below three quarters of that.
+#[test]
+fn a_drawing_model_learns_and_reports_what_its_experts_win() {
+    let data = Images::open("fashion-small", None).unwrap().on_unit_interval();
+    let grey = |set: &moe_data::ImageSet| {
+        let off = |n: usize| set.pixels(n).iter().map(|&v| (f64::from(v) / 255.0 - 0.5).powi(2));
+        (0..128).flat_map(off).sum::<f64>() / 128.0
+    };
+    let (grey, data) = (grey(data.split(Split::Test)), Arc::new(data));
+    for background in [Background::Black, Background::White] {
+        let mut trainer = drawing(&data, background);
+        let before = trainer.evaluate(Split::Test, SOME).unwrap();
+        assert!((before.loss / grey - 1.0).abs() < 0.1, "{} is not {grey}", before.loss);
+        assert_eq!((before.tokens, before.measures["reconstruction"]), (128, before.loss));
+        assert_eq!(before.layers[0].load_e.iter().sum::<f64>(), 128.0);
+        (0..60).for_each(|_| drop(trainer.train_step().unwrap()));
+        let after = trainer.evaluate(Split::Test, SOME).unwrap();
+        assert!(after.loss < 0.75 * before.loss, "{} after {}", after.loss, before.loss);
+        let active = after.layers[0].load_e.iter().filter(|load| **load >= 10.0).count();
+        assert_eq!(after.measures["active_experts"], active as f64);
+    }
 }

@@ -121,6 +121,13 @@ impl Decisions {
         }
     }
 
+    /// Adds the tokens of a later batch.
+    pub fn append(&mut self, later: Self) {
+        self.experts.extend(later.experts);
+        self.weights.extend(later.weights);
+        self.kept.extend(later.kept);
+    }
+
     /// What tokens chose, and which choices found room.
     fn of_choices(chosen: &Chosen) -> Self {
         let choices = &chosen.choices;

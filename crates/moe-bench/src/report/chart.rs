@@ -52,12 +52,9 @@ impl Frame {
     const BOTTOM: u32 = 40;
 
     const HALF: Self = Self { size: [570, 430], left: 48, right: 14, ticks: [6, 7], font: 13 };
-    const WIDE: Self = Self { size: [1160, 480], left: 48, right: 14, ticks: [8, 8], font: 13 };
     const MEDIUM: Self = Self { size: [720, 400], left: 48, right: 14, ticks: [7, 7], font: 13 };
     const NARROW: Self = Self { size: [350, 320], left: 42, right: 14, ticks: [4, 6], font: 12 };
-    /// The full width of the page on a desktop, a tablet and a phone.
-    pub(super) const FULL_WIDTH: [Self; 3] = [Self::WIDE, Self::MEDIUM, Self::NARROW];
-    /// The same for two charts that stand side by side on a desktop.
+    /// The width of the page on a tablet and a phone; on a desktop, half of it.
     pub(super) const HALF_WIDTH: [Self; 3] = [Self::HALF, Self::MEDIUM, Self::NARROW];
     /// For one of many charts side by side.
     pub(super) const SMALL: Self =

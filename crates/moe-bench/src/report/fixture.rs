@@ -1,5 +1,6 @@
 //! Results as a comparison could have measured them, for tests and for looking at the report.
 
+use crate::probe::{Map, RoutingMetrics};
 use crate::results::{Environment, Metrics, Results, Row, SCHEMA, Terms};
 use crate::summary::{DENSE, RANDOM, summarise};
 use crate::verdict::judge;
@@ -139,6 +140,30 @@ fn metrics(name: &str, index: usize, noise: &mut Noise) -> Metrics {
         train_curve,
         valid_curve,
         expert_usage: if name == DENSE { Vec::new() } else { usage(index, dead, noise) },
+        routing: (name != DENSE).then(|| routing(index, noise)),
+    }
+}
+
+/// Routes that settle, the later the higher the index, and a map with a cluster per expert.
+fn routing(index: usize, noise: &mut Noise) -> RoutingMetrics {
+    let share =
+        |k: u64| 0.6 * (-(k as f64) / (4.0 + index as f64)).exp() + 0.01 * noise.next().abs();
+    let fluctuation_curve: Vec<_> = (1..=20).map(share).collect();
+    let steps = (1..=20).map(|k| k * STEPS / 20);
+    let point = |i: usize| {
+        let angle = (i % EXPERTS) as f64 * std::f64::consts::TAU / EXPERTS as f64;
+        (3.0 * angle.cos() + noise.next(), 3.0 * angle.sin() + noise.next(), Some(i % EXPERTS))
+    };
+    let map = Map { layer: LAYERS - 1, explained: 0.41, points: (0..400).map(point).collect() };
+    RoutingMetrics {
+        routing_fluctuation: Some(moe_core::stats::mean(&fluctuation_curve)),
+        fluctuation_curve: steps.zip(fluctuation_curve).collect(),
+        representation_collapse: Some(40.0 - index as f64),
+        effective_rank: Some(30.0 + index as f64),
+        specialisation: Some(0.2 + 0.03 * (index % 7) as f64),
+        inference_flops: Some(2.1e6 + 4e4 * ((index * 5) % 9) as f64),
+        map: Some(map),
+        ..RoutingMetrics::default()
     }
 }
 

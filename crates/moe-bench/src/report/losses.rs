@@ -148,7 +148,8 @@ fn name(place: (f64, f64), entry: &Entry<'_>) -> Label {
     Label { place, anchor: "start", class: entry.look.class, text }
 }
 
-fn legend(view: &View<'_>) -> String {
+/// The routers that stand out, with their looks.
+pub(super) fn legend(view: &View<'_>) -> String {
     let named = view.entries.iter().filter(|entry| entry.stands_out() && !entry.runs.is_empty());
     let items =
         each(named, |entry| format!("<li>{}{}</li>", entry.look.swatch(), Text(entry.name())));

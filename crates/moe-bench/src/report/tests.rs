@@ -38,7 +38,18 @@ fn check_element(element: Node<'_, '_>) {
 #[test]
 fn a_full_comparison_has_all_sections() {
     let page = page(&results(8, 3));
-    for id in ["leaderboard", "against", "curves", "deltas", "cost", "load", "terms"] {
+    for id in [
+        "leaderboard",
+        "against",
+        "curves",
+        "deltas",
+        "cost",
+        "load",
+        "settling",
+        "routing",
+        "map",
+        "terms",
+    ] {
         assert!(page.contains(&format!("<section id=\"{id}\">")), "no {id}");
     }
     assert!(!page.contains("id=\"failures\""));
@@ -124,8 +135,12 @@ fn empty_curves_break_nothing() {
         metrics.valid_curve.truncate(1);
         metrics.train_curve.clear();
         metrics.expert_usage.clear();
+        metrics.routing = None;
     }
-    assert!(!page(&results).contains("id=\"load\""));
+    let page = page(&from_rows(results.rows));
+    ["load", "settling", "routing", "map"].iter().for_each(|id| {
+        assert!(!page.contains(&format!("id=\"{id}\"")), "{id}");
+    });
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Results as the report shows them: routers in the order of the table, each with its runs and its
 //! look.
 
+use crate::probe::RoutingMetrics;
 use crate::results::{Metrics, Results, RouterSummary, Row};
 use crate::summary::{DENSE, is_control, ranked};
 
@@ -89,6 +90,12 @@ impl<'a> Entry<'a> {
         over_seeds(
             &self.runs.iter().map(|run| run.metrics.valid_curve.as_slice()).collect::<Vec<_>>(),
         )
+    }
+
+    /// A routing measure over steps, seeds brought together.
+    pub(super) fn routing_curve(&self, curve: fn(&RoutingMetrics) -> &[(u64, f64)]) -> Vec<Point> {
+        let routing = self.runs.iter().filter_map(|run| run.metrics.routing.as_ref());
+        over_seeds(&routing.map(curve).collect::<Vec<_>>())
     }
 
     /// Training loss over steps, seeds brought together.

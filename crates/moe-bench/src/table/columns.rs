@@ -27,6 +27,9 @@ impl Column {
     }
 }
 
+/// No vocabulary has as many tokens: `exp` of what is no cross-entropy.
+const MOST_TOKENS: f64 = 1e12;
+
 /// All columns between the router's name and its verdict.
 pub(crate) const COLUMNS: &[Column] = &[
     Column {
@@ -41,7 +44,10 @@ pub(crate) const COLUMNS: &[Column] = &[
         name: "perplexity",
         short: ["perplex-", "ity"],
         legend: "exp(valid loss): how many equally likely tokens the model hesitates between.",
-        cell: |entry| with_deviation(entry, "valid_perplexity", 2),
+        cell: |entry| match entry.metrics.get("valid_perplexity") {
+            Some(spread) if spread.mean > MOST_TOKENS => absent(),
+            _ => with_deviation(entry, "valid_perplexity", 2),
+        },
         routed: false,
     },
     Column {

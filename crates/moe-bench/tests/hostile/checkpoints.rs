@@ -41,7 +41,7 @@ fn replaced(name: &str, bytes: &[u8]) -> (bool, bool) {
     (loaded.is_ok(), own == bytes)
 }
 
-fn target(name: &'static str, stored: &str, read: fn(&[u8])) -> Target {
+fn target(name: &'static str, stored: &str, read: fn(&[u8]) -> bool) -> Target {
     let valid = fs::read(file(RUN.lock().unwrap().path(), stored)).unwrap();
     Target { name, valid, read }
 }
@@ -52,9 +52,10 @@ fn weights() {
 }
 
 /// Bytes that differ are never loaded.
-fn read_weights(bytes: &[u8]) {
+fn read_weights(bytes: &[u8]) -> bool {
     let (loaded, own) = replaced("model.safetensors", bytes);
     assert_eq!(loaded, own);
+    loaded
 }
 
 #[test]
@@ -63,7 +64,8 @@ fn state() {
 }
 
 /// The manifest is sealed: bytes that say the same in another way are not loaded either.
-fn read_state(bytes: &[u8]) {
+fn read_state(bytes: &[u8]) -> bool {
     let (loaded, own) = replaced("state.json", bytes);
     assert_eq!(loaded, own);
+    loaded
 }

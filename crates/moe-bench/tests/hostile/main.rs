@@ -10,6 +10,7 @@
 
 mod checkpoints;
 mod edits;
+mod pictures;
 mod targets;
 
 use moe_bench::environment::peak_memory_bytes;
@@ -24,13 +25,13 @@ const MOST_GROWTH: u64 = 1 << 30;
 pub(crate) struct Target {
     name: &'static str,
     valid: Vec<u8>,
-    read: fn(&[u8]),
+    /// Says whether the bytes were taken.
+    read: fn(&[u8]) -> bool,
 }
 
 impl Target {
     fn feed(&self, bytes: &[u8]) {
-        (self.read)(bytes);
-        (self.read)(&edits::edited(&self.valid, bytes));
+        let _ = (self.read)(bytes) | (self.read)(&edits::edited(&self.valid, bytes));
     }
 
     /// The hostile files that were written by hand or found.
@@ -38,7 +39,9 @@ impl Target {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hostile/corpus");
         let files = fs::read_dir(corpus.join(self.name)).expect("a corpus");
         let files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
-        files.iter().for_each(|path| (self.read)(&fs::read(path).unwrap()));
+        for path in &files {
+            (self.read)(&fs::read(path).unwrap());
+        }
         files.len()
     }
 }
@@ -53,7 +56,7 @@ fn attack(
     >,
 ) {
     let before = peak_memory_bytes();
-    (target.read)(&target.valid);
+    assert!((target.read)(&target.valid), "{}: refused when valid", target.name);
     assert!(target.replay() > 0, "{}: no corpus", target.name);
     let executions = AtomicU64::new(0);
     let campaign = std::env::var_os("BOLERO_RANDOM_TEST_TIME_MS").is_some();

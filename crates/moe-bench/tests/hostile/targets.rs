@@ -4,9 +4,11 @@ use crate::{Target, attack};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use moe_bench::data::{Set, Source, Takes, unpack};
-use moe_bench::estimate::estimate;
+use moe_bench::estimate::{Ends, estimate};
+use moe_bench::inspect;
 use moe_bench::recipe::Recipe;
 use moe_conform::Case;
+use moe_core::routing_log::LogOptions;
 use moe_data::{Corpus, LabelledTexts, TableSpec, TokenStream, Tokenizer, TokenizerSpec};
 use std::fs;
 use std::io::Write;
@@ -19,29 +21,31 @@ fn recipe() {
 }
 
 /// Everything short of building the model.
-fn read_recipe(bytes: &[u8]) {
+fn read_recipe(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
-    if let Ok(recipe) = Recipe::parse(&text, &[]).and_then(|recipe| recipe.resolved()) {
-        let _ = estimate(&recipe, 256, 0);
-        // What was resolved is read back as the same recipe.
-        let again = Recipe::parse(&recipe.to_toml(), &[]).and_then(|recipe| recipe.resolved());
-        assert_eq!(again.map_err(|e| e.to_string()), Ok(recipe));
-    }
+    let Ok(recipe) = Recipe::parse(&text, &[]).and_then(|recipe| recipe.resolved()) else {
+        return false;
+    };
+    let taken = estimate(&recipe, Ends::Text(256), 0).is_ok();
+    // What was resolved is read back as the same recipe.
+    let again = Recipe::parse(&recipe.to_toml(), &[]).and_then(|recipe| recipe.resolved());
+    assert_eq!(again.map_err(|e| e.to_string()), Ok(recipe));
+    taken
 }
 
 #[test]
 fn conformance() {
     let valid =
         br#"{"id": "a", "op": "top_k", "config": {"k": 1}, "tensors": {"x": [[1, 2.5], [3, -4e2]]},
-        "expect": {"outputs": {"y": [1, [2]]}}, "rtol": 1e-9}"#;
+        "expect": {"mask": [[1, 0], [0, 1]], "objective": "nan"}, "rtol": 1e-9}"#;
     attack(
         &Target { name: "conformance", valid: valid.to_vec(), read: read_case },
         bolero::check!(),
     );
 }
 
-fn read_case(bytes: &[u8]) {
-    let _ = Case::parse(&String::from_utf8_lossy(bytes));
+fn read_case(bytes: &[u8]) -> bool {
+    Case::parse(&String::from_utf8_lossy(bytes)).is_ok()
 }
 
 #[test]
@@ -50,7 +54,8 @@ fn table() {
     attack(&Target { name: "table", valid, read: read_table }, bolero::check!());
 }
 
-fn read_table(bytes: &[u8]) {
+fn read_table(bytes: &[u8]) -> bool {
+    let mut taken = false;
     for (header, separator) in [(true, b','), (false, b','), (true, b'\t')] {
         let names = if header { ["text", "category"] } else { ["1", "2"] };
         let [text, label] = names.map(str::to_owned);
@@ -58,8 +63,10 @@ fn read_table(bytes: &[u8]) {
         if let Ok(read) = LabelledTexts::parse_table(bytes, &spec, "t") {
             assert_eq!(read.texts.len(), read.class.len());
             assert!(read.class.iter().all(|class| (*class as usize) < read.classes.len()));
+            taken = true;
         }
     }
+    taken
 }
 
 #[test]
@@ -68,8 +75,8 @@ fn lines() {
     attack(&Target { name: "lines", valid, read: read_lines }, bolero::check!());
 }
 
-fn read_lines(bytes: &[u8]) {
-    let _ = LabelledTexts::parse_lines(bytes, "l");
+fn read_lines(bytes: &[u8]) -> bool {
+    LabelledTexts::parse_lines(bytes, "l").is_ok()
 }
 
 /// A file for a reader that wants a path, gone with the value.
@@ -99,7 +106,8 @@ fn bpe() {
 }
 
 /// As a vocabulary, and as merges of the built-in one's form.
-fn read_bpe(bytes: &[u8]) {
+fn read_bpe(bytes: &[u8]) -> bool {
+    let mut taken = false;
     let (dir, vocab) = file("vocab.json", bytes);
     let merges = dir.path().join("merges.txt");
     for text in [&b"h e\n"[..], bytes] {
@@ -108,8 +116,10 @@ fn read_bpe(bytes: &[u8]) {
         if let Ok(tokenizer) = Tokenizer::new(&spec, b"") {
             let ids = tokenizer.encode("hé the hen\n".as_bytes()).unwrap();
             assert_eq!(tokenizer.decode(&ids).unwrap(), "hé the hen\n".as_bytes());
+            taken = true;
         }
     }
+    taken
 }
 
 #[test]
@@ -123,16 +133,18 @@ fn text() {
 }
 
 /// As a gzip file and as a plain one, by bytes and by words.
-fn read_text(bytes: &[u8]) {
+fn read_text(bytes: &[u8]) -> bool {
+    let mut taken = false;
     for name in ["text.gz", "text.txt", "enwik8"] {
         let (_dir, path) = file(name, bytes);
         let Ok(corpus) = Corpus::open(path.to_str().unwrap()) else { continue };
         for spec in [TokenizerSpec::Byte, TokenizerSpec::WORD] {
             if let Ok(stream) = TokenStream::new(&corpus, &spec) {
-                let _ = stream.train_batch(0, 0, 2, 8);
+                taken |= stream.train_batch(0, 0, 2, 8).is_ok();
             }
         }
     }
+    taken
 }
 
 const SET: Set = Set {
@@ -158,11 +170,30 @@ fn tar() {
 }
 
 /// Whatever the archive says, nothing appears beside the directory, and no more than the set may have.
-fn read_tar(bytes: &[u8]) {
+fn read_tar(bytes: &[u8]) -> bool {
     let dir = tempfile::tempdir().unwrap();
     let into = dir.path().join("a/b");
     fs::create_dir_all(&into).unwrap();
-    let _ = unpack(bytes, &SET, &into);
+    let taken = unpack(bytes, &SET, &into).is_ok();
     let names = |dir: PathBuf| fs::read_dir(dir).unwrap().count();
     assert_eq!((names(dir.path().to_owned()), names(dir.path().join("a"))), (1, 1));
+    taken
+}
+
+#[test]
+fn routing_log() {
+    let valid = b"{\"format\": \"moe.routing-log/1\", \"num_experts\": 4}\n{\"step\": 0, \"layer\": 1, \"token\": 3, \"experts\": [0, 2], \"weights\": [0.5, 0.25]}\n";
+    let target = Target { name: "routing-log", valid: valid.to_vec(), read: read_routing_log };
+    attack(&target, bolero::check!());
+}
+
+fn read_routing_log(bytes: &[u8]) -> bool {
+    let mut taken = false;
+    for label_input in [false, true] {
+        if let Ok(report) = inspect::read(bytes, "log", LogOptions::default(), label_input) {
+            let _ = (inspect::table(&report), inspect::html("log", &report));
+            taken = true;
+        }
+    }
+    taken
 }

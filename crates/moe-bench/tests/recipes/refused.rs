@@ -2,7 +2,7 @@
 //! a line of it), ` => `, and the message. No bad recipe panics, none is taken, every message names the
 //! key or the line.
 
-use moe_bench::estimate::estimate;
+use moe_bench::estimate::{Ends, estimate};
 use moe_bench::recipe::Recipe;
 
 const TABLE: &str = include_str!("refused.txt");
@@ -15,7 +15,7 @@ fn refusal(text: &str) -> Option<String> {
     };
     // The built-in text is fine, and reading it for every recipe takes its time.
     let opened = text.contains("data").then(|| recipe.data.open()).transpose();
-    let measured = opened.and_then(|_| estimate(&recipe, 256, 0));
+    let measured = opened.and_then(|_| estimate(&recipe, Ends::Text(256), 0));
     measured.err().map(|error| error.to_string())
 }
 

@@ -65,8 +65,24 @@ impl Corruption {
         MetricError::check_setting("severity", severity as f64, "in 1..=5", holds)?;
         MetricError::check_not_empty("the image", x_pc.len())?;
         MetricError::check_shape("the image", x_pc.shape(), &[x_pc.nrows(), 3])?;
+        self.apply_with(self.constants()[severity - 1], x_pc, draws)
+    }
+
+    /// The same with a constant of one's own, on any number of channels: CIFAR-10-C has the rules of
+    /// ImageNet-C and other constants.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::apply`], and if the constant is not finite.
+    pub fn apply_with(
+        self,
+        c: f64,
+        x_pc: ArrayView2<'_, f64>,
+        draws: &CorruptionDraws<'_>,
+    ) -> Result<Array2<f64>, MetricError> {
+        MetricError::check_finite("the constant", &[c])?;
+        MetricError::check_not_empty("the image", x_pc.len())?;
         check_values("the image", x_pc, 1.0)?;
-        let c = self.constants()[severity - 1];
         let mut y_pc = self.raw(c, x_pc, draws)?;
         y_pc.mapv_inplace(|v| v.clamp(0.0, 1.0));
         Ok(y_pc)

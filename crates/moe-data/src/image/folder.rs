@@ -101,6 +101,27 @@ fn by_class<'a>(
     Ok(found)
 }
 
+/// The pictures of a directory, in the order of their names.
+pub(crate) fn picture_files(directory: &Path) -> Result<Vec<PathBuf>, DataError> {
+    Ok(names(directory, is_picture)?.into_iter().map(|name| directory.join(name)).collect())
+}
+
+/// The pictures of folders named after some of `classes`, in the layout of ImageNet-A, -R and -C; decoded as
+/// the training pictures are.
+pub(crate) fn labelled_pictures(
+    directory: &Path,
+    classes: &[String],
+    side: Option<u32>,
+) -> Result<ImageSet, DataError> {
+    let folders = names(directory, Path::is_dir)?;
+    if let Some(other) = folders.iter().find(|folder| !classes.contains(folder)) {
+        let what = format!("folder `{other}` is no class of the training images");
+        return Err(problem(directory, &what));
+    }
+    let labels = (0..).zip(classes).filter(|(_, class)| folders.contains(class));
+    load(directory, &by_class(directory, labels)?, side)
+}
+
 /// Tiny-ImageNet's list: the name of a picture, a tab, its class, and what does not matter here.
 fn annotated(file: &Path, folder: &Path, classes: &[String]) -> Result<Vec<Labelled>, DataError> {
     let number: HashMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();

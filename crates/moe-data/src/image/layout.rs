@@ -12,6 +12,9 @@ use crate::read::read_file;
 /// Of each class of bitmaps, one in this many is for the test, at the end of its file.
 const TEST_SHARE: usize = 6;
 
+/// What stands before the class in the names under which Google's bitmaps arrive.
+const PUBLISHED: &str = "full_numpy_bitmap_";
+
 /// The set in a directory.
 pub(crate) fn read_directory(directory: &Path, side: Option<u32>) -> Result<Parts, DataError> {
     let has = |name: &str| find(directory, name).is_some();
@@ -102,7 +105,7 @@ fn read_bitmaps(directory: &Path) -> Result<Parts, DataError> {
     Ok(Parts { train, valid: None, test, classes })
 }
 
-/// Class and path of every `<class>.npy` or `<class>.npy.gz`, by class.
+/// Class and path of every `<class>.npy`, with or without [`PUBLISHED`] before and `.gz` behind, by class.
 fn bitmap_files(directory: &Path) -> Result<Vec<(String, PathBuf)>, DataError> {
     let unreadable = |source| DataError::Read { path: directory.to_owned(), source };
     let mut files = Vec::new();
@@ -110,11 +113,18 @@ fn bitmap_files(directory: &Path) -> Result<Vec<(String, PathBuf)>, DataError> {
         let path = entry.map_err(unreadable)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let class = name.strip_suffix(".gz").unwrap_or(&name).strip_suffix(".npy");
+        let class = class.map(|class| class.strip_prefix(PUBLISHED).unwrap_or(class));
         files.extend(class.map(|class| (class.to_owned(), path)));
     }
     if files.is_empty() {
         return Err(DataError::UnknownImageLayout { path: directory.to_owned() });
     }
     files.sort_unstable();
-    Ok(files)
+    match files.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        None => Ok(files),
+        Some(pair) => {
+            let problem = format!("two files of class `{}`; expected one", pair[0].0);
+            Err(DataError::ImageSet { place: directory.display().to_string(), problem })
+        }
+    }
 }

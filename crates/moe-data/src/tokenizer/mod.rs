@@ -5,6 +5,8 @@ mod bpe_train;
 mod bpe_vocab;
 mod word;
 
+use std::ops::Range;
+
 use crate::error::DataError;
 use crate::spec::TokenizerSpec;
 
@@ -94,6 +96,19 @@ impl Tokenizer {
         }
     }
 
+    /// The bytes of `text` that each of its `ids` covers. A word covers no white space; a line's end does.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode), whose result `ids` has to be.
+    pub(crate) fn spans(&self, text: &[u8], ids: &[u32]) -> Result<Vec<Range<usize>>, DataError> {
+        match self {
+            Self::Byte => Ok((0..ids.len()).map(|byte| byte..byte + 1).collect()),
+            Self::Word(words) => Ok(words.spans(utf8(text, self.name())?)),
+            Self::Bpe(bpe) => Ok(bpe.spans(ids)),
+        }
+    }
+
     /// The bytes of a sequence of ids. They are not always UTF-8: a piece of BPE may be part of a
     /// character.
     ///
@@ -114,7 +129,7 @@ impl Tokenizer {
 }
 
 /// The bytes as text; `tokenizer` is who asks.
-fn utf8<'a>(bytes: &'a [u8], tokenizer: &'static str) -> Result<&'a str, DataError> {
+pub(crate) fn utf8<'a>(bytes: &'a [u8], tokenizer: &'static str) -> Result<&'a str, DataError> {
     std::str::from_utf8(bytes).map_err(|error| DataError::InvalidUtf8 {
         place: "the text".to_owned(),
         offset: error.valid_up_to(),

@@ -5,6 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 
 /// The id of every word outside the vocabulary.
 const UNK: u32 = 0;
@@ -59,6 +60,18 @@ impl WordTokenizer {
         text.lines()
             .flat_map(|line| words(line, self.split_punctuation).map(|w| self.id(w)).chain([EOS]))
             .collect()
+    }
+
+    /// The bytes of each id of a text.
+    pub(super) fn spans(&self, text: &str) -> Vec<Range<usize>> {
+        let place = |part: &str| part.as_ptr() as usize - text.as_ptr() as usize;
+        let line = |line| {
+            let words = words(line, self.split_punctuation);
+            let end = place(line) + line.len();
+            let spans = words.map(|word| place(word)..place(word) + word.len());
+            spans.chain([end..(end + 1).min(text.len())])
+        };
+        text.lines().flat_map(line).collect()
     }
 
     fn id(&self, word: &str) -> u32 {
@@ -130,6 +143,15 @@ mod tests {
         let tokenizer = WordTokenizer::new("a b", 1, false);
         assert_eq!(tokenizer.encode("a b\n\nb"), [2, 3, EOS, EOS, 3, EOS]);
         assert_eq!(tokenizer.encode("a\n"), [2, EOS]);
+    }
+
+    #[test]
+    fn spans_by_hand() {
+        let text = "a b,\r\n\n b";
+        let tokenizer = WordTokenizer::new(text, 1, true);
+        let spans = tokenizer.spans(text);
+        assert_eq!(spans, [0..1, 2..3, 3..4, 4..5, 6..7, 8..9, 9..9]);
+        assert_eq!(spans.len(), tokenizer.encode(text).len());
     }
 
     #[test]

@@ -30,7 +30,7 @@ impl Vit {
 }
 
 /// Values of all routers' matrices: each token passes through all of them.
-pub(super) fn routed_matrices(store: &ParamStore) -> f64 {
+pub(crate) fn routed_matrices(store: &ParamStore) -> f64 {
     let entries = store.entries();
     let of_router = entries.iter().filter(|p| p.name.contains(".router."));
     let matrices = of_router.filter(|p| p.role != Role::Buffer && p.tensor.dim() > 1);

@@ -1,0 +1,114 @@
+//! What a model reads and what it predicts: where language models and image classifiers differ in cost.
+//!
+//! Axis letters: `b` batch, `t` tokens, `d` width, `c` channels, `h` height, `w` width of an image.
+
+use crate::error::Misuse;
+use crate::recipe::Recipe;
+use moe_models::{DecoderLm, ImageSpec, LmConfig, MaskedLm, Rules, Vit, head};
+use moe_routers::ParamStore;
+use std::borrow::Cow;
+
+/// What is known of the data before the model is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ends {
+    /// Text of so many token ids.
+    Text(usize),
+    /// Text with so many ids, of which `[masked]` hides a share.
+    Masked(usize),
+    /// Images, with `[vision]` in the recipe.
+    Images(ImageSpec),
+}
+
+/// How many rows pass through a model's parts in a training step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Rows {
+    /// Through every block.
+    pub(super) tokens: f64,
+    /// Tokens that attend to each other.
+    pub(super) sequence: f64,
+    /// Through the output layer.
+    pub(super) outputs: f64,
+    /// Through the output layer at once.
+    pub(super) chunk: f64,
+    /// Through the map of patches to tokens.
+    pub(super) patches: f64,
+    /// Values of the images, of which the map of patches keeps a copy by patches.
+    pub(super) pixels: f64,
+}
+
+impl Ends {
+    /// Ids or classes to choose from.
+    pub(super) fn choices(self) -> usize {
+        match self {
+            Self::Text(vocabulary) | Self::Masked(vocabulary) => vocabulary,
+            Self::Images(spec) => spec.classes as usize,
+        }
+    }
+
+    /// Builds the model on `store`; returns the parameters that one token uses.
+    pub(super) fn active_params(
+        self,
+        recipe: &Recipe,
+        rules: &Rules<'_>,
+        store: &ParamStore,
+    ) -> Result<usize, Misuse> {
+        let refused = |e| Misuse::recipe("model", e);
+        match (self, &recipe.vision) {
+            (Self::Images(spec), Some(vision)) => {
+                let config = vision.vit();
+                config.check(spec.chw).map_err(|e| Misuse::recipe("vision", e))?;
+                let model = Vit::new(store, &config, &recipe.model, rules, spec);
+                Ok(model.map_err(refused)?.active_params(store))
+            }
+            (Self::Masked(vocabulary), _) => {
+                let model = MaskedLm::new(store, &recipe.model, rules, vocabulary as i64);
+                Ok(model.map_err(refused)?.active_params(store))
+            }
+            _ => {
+                let model = DecoderLm::new(store, &recipe.model, rules, self.choices() as i64);
+                Ok(model.map_err(refused)?.active_params(store))
+            }
+        }
+    }
+
+    /// The sizes of the blocks, with the sparse ones where they will be.
+    pub(super) fn trunk(self, recipe: &Recipe) -> Result<Cow<'_, LmConfig>, Misuse> {
+        let Some(vision) = &recipe.vision else { return Ok(Cow::Borrowed(&recipe.model)) };
+        let trunk = vision.trunk(&recipe.model).map_err(|e| Misuse::recipe("vision", e))?;
+        Ok(Cow::Owned(LmConfig { span: None, tied_embedding: false, ..trunk }))
+    }
+
+    /// Rows of a step.
+    pub(super) fn rows(self, recipe: &Recipe) -> Rows {
+        let batch = recipe.train.batch as f64;
+        match (self, &recipe.vision) {
+            (Self::Images(spec), Some(vision)) => {
+                let [c, h, w] = spec.chw;
+                let (config, pixels) = (vision.vit(), batch * (c * h * w) as f64);
+                let sequence = config.tokens(h, w) as f64;
+                let patches = pixels / (c * config.patch * config.patch) as f64;
+                let (tokens, outputs, chunk) = (batch * sequence, batch, batch);
+                Rows { tokens, sequence, outputs, chunk, patches, pixels }
+            }
+            _ => {
+                let sequence = recipe.train.sequence as f64;
+                let tokens = batch * sequence;
+                let hidden = recipe.masked.map_or(1.0, |masking| masking.share);
+                let outputs = tokens * hidden;
+                let chunk = outputs.min(head::CHUNK as f64);
+                Rows { tokens, sequence, outputs, chunk, patches: 0.0, pixels: 0.0 }
+            }
+        }
+    }
+}
+
+impl Rows {
+    /// Rows that pass through a matrix, by its name.
+    pub(super) fn through(&self, matrix: &str) -> f64 {
+        match matrix {
+            "patch.weight" => self.patches,
+            "head" | "head.weight" | "transform.weight" => self.outputs,
+            _ => self.tokens,
+        }
+    }
+}
