@@ -81,7 +81,7 @@ struct Reconstruction {
 /// A run of another kind of model, one without a checkpoint, too few images, or files that cannot be
 /// written.
 pub fn analyse(args: &AnalyseArgs) -> Result<()> {
-    let stop = worker::stop_flag()?;
+    let stop = worker::stop_flag(|| {})?;
     let device = args.machine.ready()?;
     let mut prepared = load(&args.run, &args.sets, device, &stop)?;
     let Subject::Drawings(images, _) = prepared.subject().clone() else {

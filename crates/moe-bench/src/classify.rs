@@ -78,7 +78,7 @@ impl Source {
     fn read(from: &Path) -> Result<Self, Misuse> {
         let (dir, checkpoint) = Self::place(from)?;
         let recipe = Recipe::read(&dir.recipe(), &[]).map_err(|e| refused(e.to_string()))?;
-        if recipe.vision.is_some() || recipe.classify.is_some() {
+        if !recipe.is_language_model() {
             return Err(refused(format!("{}: is no run of a language model", dir.0.display())));
         }
         Ok(Self { recipe, checkpoint })

@@ -249,6 +249,13 @@ pub struct EvalArgs {
         conflicts_with_all = ["sweeps", "routing_log", "batches"]
     )]
     pub few_shot: Vec<usize>,
+    /// For a masked language model: find translations by embeddings. A directory with pairs of files in
+    /// LASER's layout (Tatoeba), or `held-out` for the part of the run's own paragraphs that `--split` names.
+    #[arg(long, value_name = "PLACE", conflicts_with_all = ["sweeps", "routing_log", "batches"])]
+    pub retrieval: Option<String>,
+    /// With `--retrieval`: print this layer both ways, 0 for the embedding; the mean of all layers if left out.
+    #[arg(long, requires = "retrieval", conflicts_with = "json")]
+    pub layer: Option<usize>,
     /// Write every routing decision to this file, for `moe inspect`.
     #[arg(long, value_name = "FILE")]
     pub routing_log: Option<PathBuf>,

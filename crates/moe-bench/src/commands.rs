@@ -191,6 +191,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if !args.few_shot.is_empty() {
         return crate::few_shot::evaluate(args, &stop);
     }
+    if let Some(place) = &args.retrieval {
+        return crate::retrieval::retrieval(args, place, &stop);
+    }
     let device = args.machine.ready()?;
     let prepared = load(&args.run, &args.sets, device, &stop)?;
     let split = args.split.into();
@@ -209,6 +212,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         Subject::Drawings(..) => println!("squared error {:.4} per image", report.loss),
         Subject::Images(..) | Subject::Labelled(_) => {
             println!("loss {:.4} nats per {}", report.loss, unit.trim_end_matches('s'));
+        }
+        Subject::Masked(..) => {
+            println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
         }
         Subject::Text(_) => {
             println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());

@@ -43,6 +43,7 @@ pub const PRESETS: &[Preset] = &[
         recipe: include_str!("../../../recipes/smoe-vae/small.toml"),
         seeds: 3,
     },
+    Preset { name: "masked", recipe: include_str!("../../../recipes/masked.toml"), seeds: 3 },
 ];
 
 fn preset(name: &str) -> Result<&'static Preset, Misuse> {

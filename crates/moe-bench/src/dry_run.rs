@@ -39,6 +39,7 @@ impl Data {
     fn new(subject: &Subject) -> Self {
         let [train, valid, test] = Split::ALL.map(|split| match subject {
             Subject::Text(text) => text.tokens(split).len(),
+            Subject::Masked(text, _) => text.tokens(split),
             Subject::Images(images, _) | Subject::Drawings(images, _) => images.split(split).len(),
             Subject::Labelled(labelled) => labelled.texts.len(split),
         });

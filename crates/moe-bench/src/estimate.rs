@@ -29,7 +29,7 @@
 //! every layer's attention, or with a span of `l`, whose keys and values are computed again for the memory,
 //! `(6 l + 4 t) d + 4 d^2 l / t`. What a rule computes besides its matrices (similarities between tokens,
 //! sorting) is not in it, and of an adaptive softmax the head alone: how many targets fall into its tails
-//! depends on the text. Of a classifier the output layer works on images or texts, of an image classifier the
+//! depends on the text. A masked language model's output layer reads the hidden tokens alone. Of a classifier the output layer works on images or texts, of an image classifier the
 //! map of patches on patches, and its activations have the images twice more: as they are and by patches
 //! ([`Ends`]).
 //!
@@ -280,7 +280,9 @@ impl<'a> Sizes<'a> {
             (Some(softmax), _) => {
                 (softmax.adaptive[0] as f64 + softmax.adaptive.len() as f64) * width
             }
-            (None, Ends::Text(ids)) if self.model.tied_embedding => ids as f64 * width,
+            (None, Ends::Text(ids) | Ends::Masked(ids)) if self.model.tied_embedding => {
+                ids as f64 * width
+            }
             (None, _) => 0.0,
         }
     }

@@ -259,6 +259,7 @@ mod tests {
             load_e: load_e.to_vec(),
             gate_entropy: 0.7,
             fraction_tokens_left_behind: 0.1,
+            expert_rows: load_e.iter().sum(),
         };
         let layers = vec![layer(&[6.0, 0.0]), layer(&[8.0])];
         let measures = BTreeMap::from([("accuracy".to_owned(), 0.3)]);

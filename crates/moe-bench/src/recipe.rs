@@ -20,15 +20,20 @@
 //!
 //! A key that is left out has its default; a key that does not exist is an error that names it. With a
 //! section `[vision]` ([`crate::vision`]) the model classifies images instead of predicting text, with
-//! `[vae]` ([`crate::vae`]) it draws them again, with `[classify]` ([`crate::classify`]) it classifies texts.
+//! `[vae]` ([`crate::vae`]) it draws them again, with `[classify]` ([`crate::classify`]) it classifies texts,
+//! with `[masked]` ([`crate::masked`]) it predicts hidden tokens of text in several languages.
 
 use crate::classify::ClassifyRecipe;
 use crate::error::Misuse;
+use crate::masked;
 use crate::method::MethodRecipe;
 use crate::vae::{self, VaeRecipe};
 use crate::vision::{self, VisionRecipe};
 use moe_core::{CapacityPolicy, CapacityRule, DropOrder, Limit};
-use moe_data::{Corpus, DataError, MAX_BATCH_TOKENS, TokenStream, TokenizerSpec};
+use moe_data::{
+    Corpus, DataError, Languages, MAX_BATCH_TOKENS, MaskedText, Masking, SPECIAL_IDS, TokenStream,
+    TokenizerSpec,
+};
 use moe_models::{LmConfig, LossWeights, Precision, Recompute};
 use moe_routers::Tie;
 use moe_routers::config::Part;
@@ -67,6 +72,9 @@ pub struct Recipe {
     /// The fine-tuning of a language model into a classifier of texts; absent for any other model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classify: Option<ClassifyRecipe>,
+    /// What a masked language model has besides; absent for one that predicts the next token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masked: Option<Masking>,
     /// The training.
     pub train: TrainConfig,
 }
@@ -84,6 +92,7 @@ impl Default for Recipe {
             vision: None,
             vae: None,
             classify: None,
+            masked: None,
             train: TrainConfig::default(),
         }
     }
@@ -95,7 +104,8 @@ impl Default for Recipe {
 pub struct DataRecipe {
     /// A built-in name, a text file, or a directory in WikiText layout; with `vision`, a built-in set of
     /// images, or a directory in one of the layouts of [`moe_data::Images::open`]; with `classify`, the
-    /// directory of the labelled texts.
+    /// directory of the labelled texts; with `masked`, tables of several languages or directories with a file
+    /// for each, joined by `+`, as in [`moe_data::Languages`].
     pub source: String,
     /// How text becomes tokens.
     pub tokenizer: TokenizerSpec,
@@ -113,12 +123,23 @@ impl DataRecipe {
     /// # Errors
     /// A source that cannot be read, or that its tokeniser cannot cut.
     pub fn open(&self) -> Result<TokenStream, Misuse> {
-        let refused = |key: &'static str| {
-            move |error: DataError| Misuse::recipe(key, format!("{:#}", anyhow::Error::from(error)))
-        };
         let corpus = Corpus::open(&self.source).map_err(refused("data.source"))?;
         TokenStream::new(&corpus, &self.tokenizer).map_err(refused("data.tokenizer"))
     }
+
+    /// Reads and tokenises text in several languages.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_languages(&self) -> Result<MaskedText, Misuse> {
+        let languages = Languages::open(&self.source).map_err(refused("data.source"))?;
+        MaskedText::new(languages, &self.tokenizer).map_err(refused("data.tokenizer"))
+    }
+}
+
+/// An error of the data at `key` of a recipe.
+fn refused(key: &'static str) -> impl Fn(DataError) -> Misuse {
+    move |error| Misuse::recipe(key, format!("{:#}", anyhow::Error::from(error)))
 }
 
 impl DataRecipe {
@@ -127,6 +148,8 @@ impl DataRecipe {
         match self.tokenizer {
             TokenizerSpec::Byte => Some(256),
             TokenizerSpec::Bpe => Some(50_257),
+            // At most.
+            TokenizerSpec::TrainBpe { vocab } => Some(vocab),
             TokenizerSpec::Word { .. } | TokenizerSpec::BpeFiles { .. } => None,
         }
     }
@@ -233,8 +256,8 @@ impl Recipe {
             let reason = "models of images are trained in fp32";
             return Err(Misuse::recipe("train.precision", reason));
         }
-        if self.train.recompute != Recompute::None && self.vision.is_some() {
-            let reason = "models of images keep their activations";
+        if self.train.recompute != Recompute::None && !self.is_language_model() {
+            let reason = "only a model that predicts the next token computes activations again";
             return Err(Misuse::recipe("train.recompute", reason));
         }
         let tokens = self.train.batch.checked_mul(self.train.sequence);
@@ -259,6 +282,7 @@ impl Recipe {
         let sparse = self.trunk()?.sparse_layers();
         self.residual.residual()?.check(sparse).map_err(|e| Misuse::recipe("residual", e))?;
         self.capacity()?;
+        masked::check(self)?;
         self.vae.as_ref().map_or(Ok(()), |vae| vae.check(self))?;
         self.classify.as_ref().map_or(Ok(()), |classify| classify.check(self))?;
         self.vision.as_ref().map_or(Ok(()), |vision| vision.check(self))
@@ -290,7 +314,10 @@ impl Recipe {
     /// The value of a setting that follows the run; `None` where it is not known before the data is.
     fn follow(&self, tie: Tie) -> Option<u64> {
         match tie {
-            Tie::Vocab => self.data.vocabulary().map(|ids| ids as u64),
+            Tie::Vocab => {
+                let more = if self.masked.is_some() { SPECIAL_IDS } else { 0 };
+                self.data.vocabulary().map(|ids| (ids + more) as u64)
+            }
             Tie::ShareOfSteps(share) => {
                 Some(((self.train.steps as f64 * share).round() as u64).max(1))
             }
@@ -352,7 +379,7 @@ impl Recipe {
     /// Whether the model predicts the next token of a text: its loss has a perplexity, and a router that sees
     /// later tokens has an advantage.
     pub fn is_language_model(&self) -> bool {
-        self.is_text() && self.classify.is_none()
+        self.is_text() && self.classify.is_none() && self.masked.is_none()
     }
 
     /// As TOML.

@@ -37,7 +37,7 @@ use tch::Device;
 /// # Errors
 /// No run there, an attack that its data know nothing of, a value out of its range, or a stop.
 pub fn run(args: &RobustArgs) -> Result<()> {
-    let stop = stop_flag()?;
+    let stop = stop_flag(|| {})?;
     let device = args.machine.ready()?;
     if args.dir.join("results.json").exists() {
         return comparison::run(args, device, &stop);

@@ -416,6 +416,17 @@ pub fn load(
     device: Device,
     stop: &Arc<AtomicBool>,
 ) -> Result<Prepared> {
+    let (recipe, newest) = newest(dir, sets)?;
+    let mut prepared = prepare(&recipe, device, stop)?;
+    prepared.trainer_mut().load_weights(&newest)?;
+    Ok(prepared)
+}
+
+/// The recipe of a run with `sets` put over it, and its newest checkpoint.
+///
+/// # Errors
+/// No run or no checkpoint there.
+pub(crate) fn newest(dir: &Path, sets: &[String]) -> Result<(Recipe, PathBuf)> {
     let dir = RunDir(dir.to_owned());
     if !dir.recipe().exists() {
         let message = format!("{}: no run here (no recipe.toml)", dir.0.display());
@@ -425,7 +436,5 @@ pub fn load(
     let newest = checkpoint::latest(&dir.checkpoints())?.ok_or_else(|| {
         Misuse::new(format!("{}: no checkpoint yet", dir.checkpoints().display()))
     })?;
-    let mut prepared = prepare(&recipe, device, stop)?;
-    prepared.trainer_mut().load_weights(&newest)?;
-    Ok(prepared)
+    Ok((recipe, newest))
 }

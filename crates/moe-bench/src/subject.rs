@@ -7,10 +7,10 @@ use crate::recipe::Recipe;
 use crate::vae::VaeRecipe;
 use crate::vision::VisionRecipe;
 use anyhow::Result;
-use moe_data::{Images, Split, TokenStream};
-use moe_models::{DecoderLm, ImageSpec, Recompute, Rules, SmoeVae, TextClassifier, Vit};
+use moe_data::{Images, MaskedText, Masking, Split, TokenStream};
+use moe_models::{DecoderLm, ImageSpec, MaskedLm, Recompute, Rules, SmoeVae, TextClassifier, Vit};
 use moe_routers::ParamStore;
-use moe_train::{ImageTask, LmTask, Task, TextTask, VaeTask};
+use moe_train::{ImageTask, LmTask, MaskedTask, Task, TextTask, VaeTask};
 use std::sync::Arc;
 use tch::Device;
 
@@ -25,6 +25,8 @@ pub enum Subject {
     Drawings(Arc<Images>, VaeRecipe),
     /// Labelled texts, for a classifier that a language model becomes.
     Labelled(Labelled),
+    /// Text in several languages, for a masked language model.
+    Masked(Arc<MaskedText>, Masking),
 }
 
 impl Subject {
@@ -33,6 +35,9 @@ impl Subject {
     /// # Errors
     /// A source that cannot be read, or that is cut in no way the recipe says.
     pub fn open(recipe: &Recipe) -> Result<Self, Misuse> {
+        if let Some(masking) = recipe.masked {
+            return Ok(Self::Masked(Arc::new(recipe.data.open_languages()?), masking));
+        }
         if let Some(vae) = &recipe.vae {
             let images = Images::open(&recipe.data.source, None)
                 .map_err(|e| Misuse::recipe("data.source", chain(&e)))?;
@@ -87,6 +92,11 @@ impl Subject {
                 let how = (train.batch, vision.augment.clone());
                 Ok(Box::new(ImageTask::new(model, Arc::clone(images), how, device)))
             }
+            Self::Masked(text, masking) => {
+                let model = masked_lm(text, recipe, &rules, store)?;
+                let how = (train.batch, train.sequence, *masking);
+                Ok(Box::new(MaskedTask::new(model, Arc::clone(text), how, device)))
+            }
             Self::Drawings(images, vae) => {
                 let model = SmoeVae::new(store, vae.config(recipe), router.as_ref());
                 let model = model.map_err(|e| Misuse::recipe("vae", e))?;
@@ -108,6 +118,7 @@ impl Subject {
     pub fn ends(&self) -> Option<Ends> {
         match self {
             Self::Text(text) => Some(Ends::Text(text.vocab_size())),
+            Self::Masked(text, _) => Some(Ends::Masked(text.vocab_size())),
             Self::Images(images, _) => Some(Ends::Images(spec(images))),
             Self::Labelled(Labelled { texts, vocabulary, .. }) => {
                 Some(Ends::Texts { vocabulary: *vocabulary, classes: texts.classes().len() })
@@ -122,6 +133,7 @@ impl Subject {
             Self::Text(text) => text.corpus(),
             Self::Images(images, _) | Self::Drawings(images, _) => images.name(),
             Self::Labelled(labelled) => labelled.texts.name(),
+            Self::Masked(text, _) => text.languages().name(),
         }
     }
 
@@ -130,6 +142,7 @@ impl Subject {
         match self {
             Self::Text(text) => text.tokenizer().name().into(),
             Self::Images(_, vision) => format!("patches of {0} x {0}", vision.patch),
+            Self::Masked(text, _) => text.tokenizer().name().into(),
             Self::Drawings(..) => "whole images".into(),
             Self::Labelled(labelled) => labelled.tokenizer.into(),
         }
@@ -138,7 +151,7 @@ impl Subject {
     /// Tokens of a training batch; of texts as many as they have on average.
     pub fn tokens_per_step(&self, recipe: &Recipe) -> usize {
         let tokens = match self {
-            Self::Text(_) => recipe.train.sequence,
+            Self::Text(_) | Self::Masked(..) => recipe.train.sequence,
             Self::Images(images, vision) => {
                 let [_, h, w] = spec(images).chw;
                 vision.vit().tokens(h, w) as usize
@@ -155,6 +168,7 @@ impl Subject {
             Self::Text(_) => "tokens",
             Self::Images(..) | Self::Drawings(..) => "images",
             Self::Labelled(_) => "texts",
+            Self::Masked(..) => "hidden tokens",
         }
     }
 
@@ -164,6 +178,7 @@ impl Subject {
         match self {
             Self::Text(text) => text.unigram_nll(Split::Valid),
             Self::Images(images, _) => images.label_nll(Split::Valid),
+            Self::Masked(text, _) => text.unigram_nll(Split::Valid),
             Self::Drawings(images, _) => images.mean_image_error(Split::Valid),
             Self::Labelled(labelled) => labelled.texts.label_nll(Split::Valid),
         }
@@ -173,9 +188,24 @@ impl Subject {
     pub fn bits_per_byte(&self, split: Split, nats: f64) -> Option<f64> {
         match self {
             Self::Text(text) => text.bits_per_byte(split, nats),
-            Self::Images(..) | Self::Drawings(..) | Self::Labelled(_) => None,
+            Self::Images(..) | Self::Drawings(..) | Self::Labelled(_) | Self::Masked(..) => None,
         }
     }
+}
+
+/// The masked language model of a recipe.
+///
+/// # Errors
+/// Sizes that do not go together.
+pub(crate) fn masked_lm(
+    text: &MaskedText,
+    recipe: &Recipe,
+    rules: &Rules<'_>,
+    store: &ParamStore,
+) -> Result<MaskedLm, Misuse> {
+    let model = MaskedLm::new(store, &recipe.model, rules, text.vocab_size() as i64);
+    let model = model.map_err(|e| Misuse::recipe("model", e))?;
+    Ok(model.with_precision(recipe.train.precision))
 }
 
 fn spec(images: &Images) -> ImageSpec {

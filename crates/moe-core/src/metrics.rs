@@ -17,6 +17,7 @@ mod load;
 mod perplexity;
 mod plane;
 pub mod probe;
+mod retrieval;
 mod route_flips;
 mod similarity;
 mod stability;
@@ -33,6 +34,7 @@ pub use layers::{LayerBalance, corruption_error, layer_instability, running_aver
 pub use load::LoadStats;
 pub use perplexity::Perplexity;
 pub use plane::PrincipalPlane;
+pub use retrieval::Retrieval;
 pub use route_flips::RouteFlips;
 pub use similarity::ExpertSimilarity;
 pub use stability::{ChangeOf, Consistency, Fluctuation, routing_iou};

@@ -18,6 +18,12 @@ pub const BUILTIN_CORPORA: &[&str] = &["sotu"];
 /// classes, 28 x 28; a tenth of the training images is the validation split.
 pub const BUILTIN_IMAGES: &[&str] = &["fashion-small"];
 
+/// The names that [`Languages::open`](crate::Languages::open) knows without a file.
+///
+/// `help8`: 3,000 paragraphs of LibreOffice's help, each in English, German, French, Spanish, Russian, Chinese,
+/// Turkish and Greek; `udhr16`: the 60 of the Universal Declaration of Human Rights in 16 languages.
+pub const BUILTIN_LANGUAGES: &[&str] = &["help8", "udhr16"];
+
 /// GPT-2's token-to-id table, JSON in gzip.
 pub(crate) const GPT2_VOCAB_GZ: &[u8] = include_bytes!("../assets/gpt2-encoder.json.gz");
 /// GPT-2's merges, one a line in order of rank, in gzip.
@@ -37,6 +43,16 @@ fn read_sotu(split: Split) -> Result<Text, DataError> {
     let place = format!("the built-in sotu.{split}.txt.gz");
     let bytes = gunzip(compressed, &place)?;
     Text::new(place, bytes)
+}
+
+/// The table of a built-in set of languages; `None` if the name is not in [`BUILTIN_LANGUAGES`].
+pub(crate) fn read_languages(name: &str) -> Option<Result<Vec<u8>, DataError>> {
+    let compressed: &[u8] = match name {
+        "help8" => include_bytes!("../assets/help8.tsv.gz"),
+        "udhr16" => include_bytes!("../assets/udhr16.tsv.gz"),
+        _ => return None,
+    };
+    Some(gunzip(compressed, name))
 }
 
 /// The images of a built-in set; `None` if the name is not in [`BUILTIN_IMAGES`].

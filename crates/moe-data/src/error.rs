@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::batch::MAX_BATCH_TOKENS;
-use crate::builtin::{BUILTIN_CORPORA, BUILTIN_IMAGES};
+use crate::builtin::{BUILTIN_CORPORA, BUILTIN_IMAGES, BUILTIN_LANGUAGES};
 use crate::corpus::Text;
 use crate::image::ImageSize;
 use crate::split::Split;
@@ -21,6 +21,16 @@ pub enum DataError {
         BUILTIN_CORPORA.join(", ")
     )]
     UnknownCorpus {
+        /// The string that was asked for.
+        spec: String,
+    },
+
+    /// A table of languages that is neither built in nor an existing path.
+    #[error(
+        "languages `{spec}`: path not found, and no built-in table has this name (built in: {})",
+        BUILTIN_LANGUAGES.join(", ")
+    )]
+    UnknownLanguages {
         /// The string that was asked for.
         spec: String,
     },

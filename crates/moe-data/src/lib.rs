@@ -27,11 +27,15 @@
 //! [`Images`] are three splits of labelled pictures, built in or in a published layout, with the same two
 //! kinds of batches; what happens to a training image is a function of `(seed, epoch, index)`.
 //!
+//! [`Languages`] are paragraphs in several languages; [`MaskedText`] makes batches with masks of them, and
+//! [`PairedTexts`] sentences with their translations, for retrieval.
+//!
 //! | tokeniser | ids on `sotu` | reads | lossless |
 //! |---|---|---|---|
 //! | `byte` | 256 | any bytes | yes |
 //! | `word` | 21,778 (15,794 with `split_punctuation`) | UTF-8 | no |
 //! | `bpe` | 50,257 | UTF-8 | yes |
+//! | `train-bpe` | as many as asked for | UTF-8 | yes |
 //!
 //! Array names end in their axes: `b` batch, `t` tokens.
 
@@ -42,8 +46,11 @@ pub mod corrupt;
 mod error;
 mod image;
 mod labelled;
+mod languages;
 mod layout;
+mod masked;
 mod order;
+mod paired;
 mod read;
 mod spec;
 mod split;
@@ -52,11 +59,14 @@ mod table;
 mod tokenizer;
 
 pub use batch::{MAX_BATCH_TOKENS, SideBySide, TokenBatch};
-pub use builtin::{BUILTIN_CORPORA, BUILTIN_IMAGES};
+pub use builtin::{BUILTIN_CORPORA, BUILTIN_IMAGES, BUILTIN_LANGUAGES};
 pub use corpus::Corpus;
 pub use error::DataError;
 pub use image::{Augment, ImageBatch, ImageSet, ImageSize, Images, RandAugment};
 pub use labelled::{TableFiles, TextBatch, TextClasses, TextLayout};
+pub use languages::Languages;
+pub use masked::{MaskedBatch, MaskedText, Masking, SPECIAL_IDS};
+pub use paired::PairedTexts;
 pub use spec::{DEFAULT_MIN_COUNT, TokenizerSpec};
 pub use split::Split;
 pub use stream::{Attacked, TokenStream};

@@ -22,6 +22,7 @@ pub const DEFAULT_MIN_COUNT: usize = 3;
 /// ```toml
 /// tokenizer = "byte"   # or "word", or "bpe"
 /// tokenizer = { kind = "word", min_count = 5, split_punctuation = true }
+/// tokenizer = { kind = "train-bpe", vocab = 8000 }
 /// tokenizer = { kind = "bpe-files", vocab = "vocab.json", merges = "merges.txt" }
 /// ```
 ///
@@ -41,6 +42,12 @@ pub enum TokenizerSpec {
     },
     /// The byte-level BPE of GPT-2, embedded: 50,257 ids, nothing lost.
     Bpe,
+    /// A byte-level BPE with GPT-2's pre-tokeniser whose merges are learned from the train split: the same
+    /// split gives the same ids.
+    TrainBpe {
+        /// The most ids, at least 256; a text without that many pairs gives fewer.
+        vocab: usize,
+    },
     /// Another byte-level BPE with GPT-2's pre-tokeniser, from files; relative paths start at the
     /// working directory.
     BpeFiles {
@@ -118,6 +125,9 @@ enum Table {
         split_punctuation: bool,
     },
     Bpe {},
+    TrainBpe {
+        vocab: usize,
+    },
     BpeFiles {
         vocab: PathBuf,
         merges: PathBuf,
@@ -136,6 +146,7 @@ impl From<Table> for TokenizerSpec {
                 Self::Word { min_count, split_punctuation }
             }
             Table::Bpe {} => Self::Bpe,
+            Table::TrainBpe { vocab } => Self::TrainBpe { vocab },
             Table::BpeFiles { vocab, merges } => Self::BpeFiles { vocab, merges },
         }
     }

@@ -29,6 +29,7 @@ fn names_and_tables() {
             r#"{ kind = "word", min_count = 1, split_punctuation = true }"#,
             TokenizerSpec::Word { min_count: 1, split_punctuation: true },
         ),
+        (r#"{ kind = "train-bpe", vocab = 300 }"#, TokenizerSpec::TrainBpe { vocab: 300 }),
         (r#"{ kind = "bpe-files", vocab = "v.json", merges = "m.txt" }"#, bpe_files()),
     ];
     for (value, spec) in known {
@@ -38,7 +39,13 @@ fn names_and_tables() {
 
 #[test]
 fn what_is_written_is_read_back() {
-    for tokenizer in [TokenizerSpec::Byte, TokenizerSpec::WORD, TokenizerSpec::Bpe, bpe_files()] {
+    for tokenizer in [
+        TokenizerSpec::Byte,
+        TokenizerSpec::WORD,
+        TokenizerSpec::Bpe,
+        TokenizerSpec::TrainBpe { vocab: 9 },
+        bpe_files(),
+    ] {
         let recipe = Recipe { tokenizer };
         let written = toml::to_string(&recipe).unwrap();
         assert_eq!(toml::from_str::<Recipe>(&written).unwrap(), recipe, "{written}");

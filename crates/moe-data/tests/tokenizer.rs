@@ -161,3 +161,36 @@ proptest! {
         prop_assert_eq!(tokenizer.decode(&ids).unwrap(), text.as_bytes());
     }
 }
+
+#[test]
+fn a_learned_vocabulary_is_the_same_every_time_and_loses_nothing() {
+    let corpus = Corpus::open("sotu").unwrap();
+    // Runs of one character, where two merges spell the same token.
+    let runs = "aaaa aaaaaaa ======== 000000 aaaaa ==== ".repeat(50);
+    let train = [&corpus.text(Split::Valid)[..40_000], runs.as_bytes()].concat();
+    let learn = |vocab| Tokenizer::new(&TokenizerSpec::TrainBpe { vocab }, &train);
+    let first = learn(700).unwrap();
+    assert_eq!(first.description(), "byte-level BPE (700 ids: learned from train)");
+    let text = "The aaaaaa ===== of Ελλάδα, 自由。\n".as_bytes();
+    let ids = first.encode(text).unwrap();
+    assert_eq!(first.decode(&ids).unwrap(), text);
+    let known = first.encode(&train).unwrap();
+    assert!(known.len() * 2 < train.len(), "{} ids for {} bytes", known.len(), train.len());
+    for _ in 0..3 {
+        assert_eq!(learn(700).unwrap().encode(&train).unwrap(), known);
+    }
+}
+
+#[test]
+fn a_vocabulary_that_cannot_be_learned_is_refused() {
+    let error = |vocab, text: &[u8]| {
+        Tokenizer::new(&TokenizerSpec::TrainBpe { vocab }, text).unwrap_err().to_string()
+    };
+    let few = "BPE vocabulary `train-bpe`: 255 ids are asked for, expected 256 to 1048576";
+    assert_eq!(error(255, b"a"), few);
+    assert!(error(usize::MAX, b"a").contains("expected 256 to 1048576"));
+    assert!(error(300, b"a\xff").contains("invalid UTF-8 at byte offset 1"));
+    // A text without a pair leaves the bytes.
+    let bytes = Tokenizer::new(&TokenizerSpec::TrainBpe { vocab: 300 }, b"a b").unwrap();
+    assert_eq!(bytes.vocab_size(), 257);
+}

@@ -1,9 +1,9 @@
 //! Experts, the sparse layer and backbones on libtorch.
 //!
-//! A [`MoeLayer`] is a router and a bank of experts; a [`DecoderLm`] is a decoder-only language model
-//! and a [`Vit`] an image classifier, whose feed-forward layers are dense or sparse; a [`SmoeVae`] chooses
-//! among decoders, and a [`TextClassifier`] is a language model with another head. Whatever a forward pass
-//! wants to say besides its
+//! A [`MoeLayer`] is a router and a bank of experts; a [`DecoderLm`] is a decoder-only language model, a
+//! [`MaskedLm`] one that sees both sides and a [`Vit`] an image classifier, whose feed-forward layers are
+//! dense or sparse; a [`SmoeVae`] chooses among decoders, and a [`TextClassifier`] is a language model with
+//! another head. Whatever a forward pass wants to say besides its
 //! output (losses, loads, entropies) comes back in a [`LayerTrace`]; nothing is kept in globals.
 //!
 //! Axis letters: `b` batch, `g` groups, `t` tokens, `d` width, `h` hidden width, `e` experts, `n`
@@ -12,6 +12,7 @@
 pub mod attention;
 mod block;
 pub mod classifier;
+pub mod encoder;
 pub mod experts;
 mod flops;
 pub mod head;
@@ -26,6 +27,7 @@ pub mod vit;
 
 pub use attention::Attention;
 pub use classifier::{TextClassifier, TextPool};
+pub use encoder::MaskedLm;
 pub use experts::{Activation, ExpertExec, ExpertShape, Experts};
 pub use head::adaptive::SoftmaxConfig;
 pub use layer::{LayerTrace, MoeLayer};

@@ -4,7 +4,9 @@
 
 use crate::error::Misuse;
 use crate::recipe::Recipe;
-use moe_models::{DecoderLm, ImageSpec, LmConfig, Rules, TextClassifier, TextPool, Vit, head};
+use moe_models::{
+    DecoderLm, ImageSpec, LmConfig, MaskedLm, Rules, TextClassifier, TextPool, Vit, head,
+};
 use moe_routers::ParamStore;
 use std::borrow::Cow;
 
@@ -20,6 +22,8 @@ pub enum Ends {
         /// Number of classes.
         classes: usize,
     },
+    /// Text with so many ids, of which `[masked]` hides a share.
+    Masked(usize),
     /// Images, with `[vision]` in the recipe.
     Images(ImageSpec),
 }
@@ -45,7 +49,7 @@ impl Ends {
     /// Number of token ids; 0 of images.
     pub(super) fn vocabulary(self) -> usize {
         match self {
-            Self::Text(vocabulary) | Self::Texts { vocabulary, .. } => vocabulary,
+            Self::Text(ids) | Self::Masked(ids) | Self::Texts { vocabulary: ids, .. } => ids,
             Self::Images(_) => 0,
         }
     }
@@ -53,7 +57,7 @@ impl Ends {
     /// Number of classes of a classifier.
     pub(super) fn classes(self) -> Option<usize> {
         match self {
-            Self::Text(_) => None,
+            Self::Text(_) | Self::Masked(_) => None,
             Self::Texts { classes, .. } => Some(classes),
             Self::Images(spec) => Some(spec.classes as usize),
         }
@@ -85,6 +89,10 @@ impl Ends {
                 let model = model.map_err(|e| Misuse::recipe(e.key, e.reason))?;
                 Ok(model.trunk().active_params(store))
             }
+            (Self::Masked(vocabulary), _) => {
+                let model = MaskedLm::new(store, &recipe.model, rules, vocabulary as i64);
+                Ok(model.map_err(refused)?.active_params(store))
+            }
             _ => {
                 let model = DecoderLm::new(store, &recipe.model, rules, self.choices() as i64);
                 Ok(model.map_err(refused)?.active_params(store))
@@ -114,7 +122,11 @@ impl Ends {
             _ => {
                 let sequence = recipe.train.sequence as f64;
                 let tokens = batch * sequence;
-                let outputs = if let Self::Texts { .. } = self { batch } else { tokens };
+                let outputs = match (self, &recipe.masked) {
+                    (Self::Texts { .. }, _) => batch,
+                    (_, Some(masking)) => tokens * masking.share,
+                    _ => tokens,
+                };
                 let chunk = outputs.min(head::CHUNK as f64);
                 Rows { tokens, sequence, outputs, chunk, patches: 0.0, pixels: 0.0 }
             }
@@ -127,7 +139,7 @@ impl Rows {
     pub(super) fn through(&self, matrix: &str) -> f64 {
         match matrix {
             "patch.weight" => self.patches,
-            "head.weight" | "classifier.weight" => self.outputs,
+            "head" | "head.weight" | "classifier.weight" | "transform.weight" => self.outputs,
             _ => self.tokens,
         }
     }

@@ -97,7 +97,7 @@ fn known(prepared: &Prepared, split: Split, batches: usize) -> Result<Vec<Known>
             let labels = labels.map(|batch| batch.label_b.to_vec());
             Ok(labels.map(|label_b| Known { label_b, ..Known::default() }).collect())
         }
-        Subject::Drawings(..) | Subject::Labelled(_) => {
+        Subject::Drawings(..) | Subject::Labelled(_) | Subject::Masked(..) => {
             let message = "--routing-log: knows language models and classifiers of images";
             Err(Misuse::new(message).into())
         }

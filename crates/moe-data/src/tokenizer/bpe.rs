@@ -2,7 +2,7 @@
 //! the bytes of each word are written as 256 printable letters, and neighbouring pieces are merged
 //! in order of rank. The `tokenizers` crate provides the expression engine and the merging.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use tokenizers::Model;
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, Merges};
 use tokenizers::utils::SysRegex;
 
+use super::bpe_train::learn;
 use super::bpe_vocab::{BpeVocab, byte_letters};
 use crate::builtin::{GPT2_MERGES_GZ, GPT2_VOCAB_GZ};
 use crate::error::DataError;
@@ -24,6 +25,9 @@ const WORD: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 /// Text is encoded in parts of about this many bytes: small enough to keep every core busy on a
 /// few megabytes, large enough that most words of a part have been seen before in it.
 const PART_BYTES: usize = 1 << 18;
+
+/// The most ids that are learned: four times the largest published vocabulary.
+const MOST_IDS: usize = 1 << 20;
 
 /// A byte-level BPE: any UTF-8 text has ids, and the ids give the text back.
 #[derive(Clone)]
@@ -64,6 +68,30 @@ impl BpeTokenizer {
         merges_place: &str,
     ) -> Result<Self, DataError> {
         let merges = vocab.parse_merges(merges, merges_place)?;
+        Self::build(name, vocab, merges)
+    }
+
+    /// At most `vocab` ids, learned from a text. The same text gives the same ids.
+    pub(super) fn train(text: &str, vocab: usize) -> Result<Self, DataError> {
+        let letters = byte_letters();
+        if !(letters.len()..=MOST_IDS).contains(&vocab) {
+            let problem = format!("{vocab} ids are asked for, expected 256 to {MOST_IDS}");
+            return Err(DataError::Vocabulary { place: "train-bpe".to_owned(), problem });
+        }
+        let expression = SysRegex::new(WORD).map_err(DataError::Bpe)?;
+        let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+        for word in words(&expression, text) {
+            *counts.entry(spelled(word, &letters)).or_default() += 1;
+        }
+        let (ids, merges) = learn(counts, &letters, vocab);
+        Self::build(
+            "learned from train",
+            BpeVocab::new(ids.into_iter().collect(), "train-bpe")?,
+            merges,
+        )
+    }
+
+    fn build(name: &str, vocab: BpeVocab, merges: Merges) -> Result<Self, DataError> {
         let BpeVocab { ids, pieces } = vocab;
         // Without the model's own cache, which outlives it on every thread: parts remember words.
         let model = BPE::builder().cache_capacity(0).vocab_and_merges(ids, merges).build();
@@ -108,7 +136,7 @@ impl BpeTokenizer {
         let letters = byte_letters();
         let mut known: HashMap<&str, Vec<u32>> = HashMap::new();
         let mut ids = Vec::with_capacity(part.len() / 4);
-        for word in self.words(part) {
+        for word in words(&self.word, part) {
             match known.get(word) {
                 Some(pieces) => ids.extend(pieces),
                 None => {
@@ -121,22 +149,8 @@ impl BpeTokenizer {
         Ok(ids)
     }
 
-    /// The words of a text. The engine gives up on a million characters of white space in a row;
-    /// what it has not read is then one word, so that nothing is lost.
-    fn words<'a>(&'a self, text: &'a str) -> impl Iterator<Item = &'a str> {
-        let mut rest = 0;
-        let mut matches = self.word.find_iter(text);
-        std::iter::from_fn(move || {
-            let end = matches.next().map_or(text.len(), |(_, end)| end);
-            let word = &text[rest..end];
-            rest = end;
-            (!word.is_empty()).then_some(word)
-        })
-    }
-
     fn encode_word(&self, word: &str, letters: &[char; 256]) -> Result<Vec<u32>, DataError> {
-        let spelled: String = word.bytes().map(|byte| letters[usize::from(byte)]).collect();
-        let tokens = self.model.tokenize(&spelled).map_err(DataError::Bpe)?;
+        let tokens = self.model.tokenize(&spelled(word, letters)).map_err(DataError::Bpe)?;
         Ok(tokens.iter().map(|token| token.id).collect())
     }
 
@@ -144,6 +158,24 @@ impl BpeTokenizer {
     pub(super) fn decode(&self, ids: &[u32]) -> Vec<u8> {
         ids.iter().flat_map(|&id| &self.pieces[id as usize]).copied().collect()
     }
+}
+
+/// The words of a text. The engine gives up on a million characters of white space in a row;
+/// what it has not read is then one word, so that nothing is lost.
+fn words<'a>(word: &'a SysRegex, text: &'a str) -> impl Iterator<Item = &'a str> {
+    let mut rest = 0;
+    let mut matches = word.find_iter(text);
+    std::iter::from_fn(move || {
+        let end = matches.next().map_or(text.len(), |(_, end)| end);
+        let word = &text[rest..end];
+        rest = end;
+        (!word.is_empty()).then_some(word)
+    })
+}
+
+/// The bytes of a word as letters.
+fn spelled(word: &str, letters: &[char; 256]) -> String {
+    word.bytes().map(|byte| letters[usize::from(byte)]).collect()
 }
 
 /// Cuts a text into parts of at least `part_bytes` (the last may be shorter) whose ids, one after

@@ -24,6 +24,12 @@ impl BpeVocab {
         let wrong = |problem| DataError::Vocabulary { place: place.to_owned(), problem };
         let ids: HashMap<String, u32> = serde_json::from_slice(json)
             .map_err(|error| wrong(format!("expected a JSON object from token to id: {error}")))?;
+        Self::new(ids, place)
+    }
+
+    /// A vocabulary from its tokens; `place` names it in errors.
+    pub(super) fn new(ids: HashMap<String, u32>, place: &str) -> Result<Self, DataError> {
+        let wrong = |problem| DataError::Vocabulary { place: place.to_owned(), problem };
         let tokens = in_order_of_id(&ids).map_err(wrong)?;
         let letters = byte_letters();
         require_every_byte(&ids, &letters).map_err(wrong)?;

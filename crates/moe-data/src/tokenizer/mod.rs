@@ -1,6 +1,7 @@
 //! From bytes to token ids and back: bytes, words, or byte-pair pieces.
 
 mod bpe;
+mod bpe_train;
 mod bpe_vocab;
 mod word;
 
@@ -25,11 +26,12 @@ pub enum Tokenizer {
 }
 
 impl Tokenizer {
-    /// Builds the tokeniser; only the word vocabulary looks at the train split.
+    /// Builds the tokeniser; only a word vocabulary and a BPE that is learned look at the train split.
     ///
     /// # Errors
     ///
-    /// [`DataError::InvalidUtf8`] if the train split is not UTF-8 and the vocabulary is of words;
+    /// [`DataError::InvalidUtf8`] if the train split is not UTF-8 and the vocabulary is made from it;
+    /// [`DataError::Vocabulary`] if fewer ids than bytes are asked for;
     /// [`DataError::Read`], [`DataError::Vocabulary`] or [`DataError::Merges`] for BPE files.
     pub fn new(spec: &TokenizerSpec, train: &[u8]) -> Result<Self, DataError> {
         Ok(match spec {
@@ -39,6 +41,9 @@ impl Tokenizer {
                 Self::Word(WordTokenizer::new(text, min_count, split_punctuation))
             }
             TokenizerSpec::Bpe => Self::Bpe(BpeTokenizer::gpt2()?),
+            &TokenizerSpec::TrainBpe { vocab } => {
+                Self::Bpe(BpeTokenizer::train(utf8(train, "train-bpe")?, vocab)?)
+            }
             TokenizerSpec::BpeFiles { vocab, merges } => {
                 Self::Bpe(BpeTokenizer::from_files(vocab, merges)?)
             }
