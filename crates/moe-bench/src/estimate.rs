@@ -292,7 +292,7 @@ impl<'a> Sizes<'a> {
         let clustered = |name: &str| name.starts_with("embedding.") || name.starts_with("head.");
         let table = |name: &str| NO_PRODUCT.iter().any(|end| name.ends_with(end));
         let adaptive = self.adaptive().is_some();
-        let multiplied = |name: &str| !table(name) && !(adaptive && clustered(name));
+        let multiplied = |name: &str| !(table(name) || adaptive && clustered(name));
         let entries = store.entries();
         let matrices = entries.iter().filter(|p| p.tensor.dim() > 1 && multiplied(&p.name));
         let products: f64 = matrices

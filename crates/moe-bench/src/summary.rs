@@ -97,7 +97,7 @@ pub fn scalars(metrics: &Metrics) -> Vec<(&str, Option<f64>)> {
         ("params_total", Some(metrics.params_total as f64)),
         ("train_seconds", Some(metrics.train_seconds)),
     ];
-    fields.into_iter().chain(measures).chain(routing.map(|(name, value)| (name, value))).collect()
+    fields.into_iter().chain(measures).chain(routing).collect()
 }
 
 /// Mean and sample standard deviation of at least one value.

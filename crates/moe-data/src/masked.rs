@@ -443,7 +443,7 @@ mod tests {
         let line = |i: usize| {
             let letters: String =
                 (0..10).map(|j| char::from(b'a' + ((i + j) % 26) as u8)).collect();
-            let german = if i % 2 == 0 { letters.to_uppercase() } else { String::new() };
+            let german = if i.is_multiple_of(2) { letters.to_uppercase() } else { String::new() };
             format!("{i}\t{letters}\t{german}\n")
         };
         let lines: String = (0..20).map(line).collect();

@@ -61,7 +61,7 @@ fn read_array(array: &Path, labels: &Path, severity: usize) -> Result<ImageSet, 
     let values = read_npy(&place, &bytes, &[&[height, width, channels]])?;
     let labels = read_npy(&labels_place, &label_bytes, &[&[]])?;
     let images = values.len() / CIFAR_SIZE.values();
-    if labels.len() != images || images % SEVERITIES != 0 {
+    if labels.len() != images || !images.is_multiple_of(SEVERITIES) {
         let problem = format!(
             "{images} images and {} labels; expected as many of both, the same number for each of {SEVERITIES} \
              severities",

@@ -69,7 +69,7 @@ impl WordTokenizer {
             let words = words(line, self.split_punctuation);
             let end = place(line) + line.len();
             let spans = words.map(|word| place(word)..place(word) + word.len());
-            spans.chain([end..(end + 1).min(text.len())])
+            spans.chain(std::iter::once(end..(end + 1).min(text.len())))
         };
         text.lines().flat_map(line).collect()
     }
