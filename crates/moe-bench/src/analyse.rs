@@ -135,7 +135,7 @@ fn measures(
     go_on()?;
     let probe_expert = measure::probe(drawn.z_nz.view(), expert_n)?;
     go_on()?;
-    let tsne = measure::embed(drawn, points, bar);
+    let tsne = measure::embed(drawn, points, bar)?;
     go_on()?;
     Ok(Measures {
         active_experts: load_e.iter().filter(|&&images| images >= ACTIVE).count(),

@@ -138,7 +138,7 @@ fn a_language_model_becomes_a_classifier() {
 
     let (code, said, err) = place.try_train("dry", &tune, &["--dry-run"]);
     assert_eq!(code, 0, "{err}");
-    assert!(said.contains("40 + 4 + 6 texts in 2 classes"), "{said}");
+    assert!(said.contains("2 classes; 40 + 4 + 6 texts"), "{said}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Axis letters: `n` images, `z` latent width.
 
 use super::collect::Drawn;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use moe_core::metrics::probe::{LogisticOptions, LogisticProbe, accuracy, predictions};
 use moe_routers::convert::to_host1;
@@ -103,8 +103,18 @@ pub(super) struct Embedding {
     pub(super) expert: Vec<usize>,
 }
 
-/// t-SNE of at most `points` images drawn at random.
-pub(super) fn embed(drawn: &Drawn, points: usize, bar: &ProgressBar) -> Embedding {
+/// t-SNE of at most `points` images drawn at random, on one thread: bhtsne adds up what several threads
+/// found in the order in which they end, and a map would be another each time.
+///
+/// # Errors
+/// A thread that could not be started.
+pub(super) fn embed(drawn: &Drawn, points: usize, bar: &ProgressBar) -> Result<Embedding> {
+    let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+    let alone = alone.context("starting a thread for t-SNE")?;
+    Ok(alone.install(|| embed_here(drawn, points, bar)))
+}
+
+fn embed_here(drawn: &Drawn, points: usize, bar: &ProgressBar) -> Embedding {
     let mut image = shuffled(drawn.label_n.len(), "points");
     image.truncate(points);
     let rows: Vec<Vec<f64>> = image.iter().map(|&n| drawn.z_nz.row(n).to_vec()).collect();
@@ -197,7 +207,8 @@ mod tests {
             gate_entropy: 0.0,
             examples: Vec::new(),
         };
-        let map = embed(&drawn, 1000, &ProgressBar::hidden());
+        let embed = |points| embed(&drawn, points, &ProgressBar::hidden()).unwrap();
+        let map = embed(1000);
         assert_eq!((map.xy.len(), map.perplexity), (60, 19.0));
         let middle = |label: usize| {
             let own = map.xy.iter().zip(&map.label).filter(|(_, l)| **l == label);
@@ -208,7 +219,7 @@ mod tests {
             let [own, other] = if *label == 3 { [0, 1] } else { [1, 0] };
             assert!(distance(point, &middles[own]) < distance(point, &middles[other]));
         }
-        assert_eq!(embed(&drawn, 1000, &ProgressBar::hidden()), map);
-        assert_eq!(embed(&drawn, 40, &ProgressBar::hidden()).xy.len(), 40);
+        assert_eq!(embed(1000), map);
+        assert_eq!(embed(40).xy.len(), 40);
     }
 }
