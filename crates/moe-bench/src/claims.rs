@@ -28,7 +28,7 @@ pub struct Claim {
     pub router: &'static str,
     /// What it is measured against.
     pub against: &'static str,
-    /// The measure, as in [`value`].
+    /// The measure, as in `value`.
     pub measure: &'static str,
     /// The sign of method less baseline.
     pub expected: Expected,

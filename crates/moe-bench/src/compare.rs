@@ -114,7 +114,7 @@ impl Comparison {
         &self.out
     }
 
-    /// Runs what is not finished yet and writes the results, as [`write`] does. Whether it was
+    /// Runs what is not finished yet and writes the results, as [`write()`] does. Whether it was
     /// stopped before the end comes with the results.
     ///
     /// # Errors

@@ -483,7 +483,7 @@ impl DecoderLm {
     /// FLOPs of one token of a sequence of `t`, whose sparse layers process `rows_l` rows of experts a
     /// token, `[l]`, and whose output layer multiplies it with `output` values: 2 for every value of a
     /// matrix, 4 t d for attention, which computes what it masks too; with a span of `l`, whose keys and
-    /// values are computed again for the memory, (6 l + 4 t) d + 4 d^2 l / t ([`crate::flops`]).
+    /// values are computed again for the memory, (6 l + 4 t) d + 4 d^2 l / t (`flops.rs`).
     pub fn flops(&self, rows_l: &[f64], t: usize, output: f64) -> f64 {
         let (t, d) = (t as f64, self.config.width as f64);
         let span = self.config.span.unwrap_or(0) as f64;
