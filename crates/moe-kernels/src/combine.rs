@@ -2,10 +2,9 @@
 //!
 //! Axis letters: `n` rows, `t` tokens, `d` width.
 
-use rayon::prelude::*;
-
 use crate::arch::{Job, Kernel};
 use crate::sort::Groups;
+use crate::tasks;
 
 /// Tokens that a thread sums before it asks for more.
 const TOKENS: usize = 32;
@@ -19,7 +18,8 @@ pub(crate) fn combine<K: Kernel>(
     row_nd: &[f32],
     y_td: &mut [f32],
 ) {
-    y_td.par_chunks_mut(TOKENS * width).enumerate().for_each(|(chunk, y_td)| {
+    let chunks = y_td.chunks_mut(TOKENS * width).enumerate().collect();
+    tasks::run_all(chunks, |(chunk, y_td): (usize, _)| {
         kernel.vectorized(Sums { rows_of, first: chunk * TOKENS, row_nd, width, y_td });
     });
 }

@@ -16,7 +16,7 @@ use crate::memory::Buffer;
 use crate::pack::{Packed, Panelled, transpose};
 use crate::sort::Groups;
 use crate::workspace::{AnyOperands, Operands, Workspace};
-use crate::{KernelError, tasks};
+use crate::{KernelError, tasks, threads};
 
 /// The most tokens that [`decode`] takes.
 pub const MOST_TOKENS: usize = 16;
@@ -52,7 +52,7 @@ pub fn decode(
     KernelError::check("weight_tk", expert_tk.len(), weight_tk.len())?;
     let Workspace { rows_of, row_nd, decode, workers, .. } = workspace;
     rows_of.sort(shape.experts, expert_tk)?;
-    workers.resize_with(rayon::current_num_threads(), Default::default);
+    workers.resize_with(threads::count(), Default::default);
     let threads = workers.len();
     let cx = Decode { packed, rows_of, x_td, weight_tk, choices, threads };
     packed.isa().for_few_rows().run(packed.dtype(), Run { cx, row_nd, operands: decode, y_td })
@@ -145,7 +145,7 @@ impl<'a> Decode<'a> {
     }
 
     fn run<T: Send>(self, tasks: Vec<T>, work: impl Fn(T) + Sync) {
-        tasks::run(tasks, &mut vec![(); self.threads], |task, ()| work(task));
+        tasks::run_all(tasks, work);
     }
 }
 

@@ -10,7 +10,8 @@
 //! [`cross_entropy`] and [`causal_softmax`] do what stands around the products of an output layer and of
 //! attention in one pass over the scores.
 //!
-//! Results do not depend on the number of threads: no sum is split between them.
+//! Results do not depend on the number of threads: no sum is split between them. The threads are those of
+//! the current rayon pool, or of [`on_threads`].
 //!
 //! ```
 //! use moe_kernels::{
@@ -63,6 +64,7 @@ mod shape;
 mod softmax;
 mod sort;
 mod tasks;
+mod threads;
 mod topk;
 mod wgrad;
 mod workspace;
@@ -77,5 +79,6 @@ pub use plan::Plan;
 pub use shape::{Activation, Dtype, Shape, WeightGrads, Weights};
 pub use softmax::{Bf16, Score, causal_softmax, causal_softmax_backward, cross_entropy};
 pub use sort::Groups;
+pub use threads::{Threads, on_threads};
 pub use topk::{MOST_CHOICES, top_k};
 pub use workspace::{Saved, Workspace};

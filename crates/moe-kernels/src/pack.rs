@@ -332,8 +332,7 @@ impl Work for Repack<'_> {
             K::Lane::panels_mut(&mut self.packed.panels).expect("packed for these lanes");
         let ups = panels(&mut matrices.up, sizes.up_depth * K::NR, sizes.up_panels, false);
         let downs = panels(&mut matrices.down, sizes.down_depth * K::NR, sizes.down_panels, true);
-        let mut workers = vec![(); rayon::current_num_threads()];
-        tasks::run(ups.chain(downs).collect(), &mut workers, |panel, ()| {
+        tasks::run_all(ups.chain(downs).collect(), |panel| {
             kernel.vectorized(PackPanel { kernel, panel, shape: &shape, weights });
         });
     }

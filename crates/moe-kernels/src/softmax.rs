@@ -14,8 +14,7 @@
 
 use crate::activation::exp;
 use crate::arch::{Isa, Job, Kernel, Work, to_bf16};
-use crate::{Dtype, KernelError};
-use rayon::prelude::*;
+use crate::{Dtype, KernelError, tasks};
 
 /// Partial sums of a row: one register of the widest instruction set.
 const PARTS: usize = 16;
@@ -98,16 +97,15 @@ impl<S: Score> Work for CrossEntropy<'_, S> {
     fn run<K: Kernel>(self, kernel: K) -> f64 {
         let Self { score_nv, target_n, scale, columns } = self;
         let rows = (SHARE / columns).max(1);
-        let parts = score_nv.par_chunks_mut(rows * columns).zip(target_n.par_chunks(rows));
-        let losses = parts.map(|(score_nv, target_n)| {
-            let mut loss = 0.0;
+        let mut losses = vec![0.0; target_n.len().div_ceil(rows)];
+        let parts = score_nv.chunks_mut(rows * columns).zip(target_n.chunks(rows));
+        let parts = parts.zip(&mut losses).collect();
+        tasks::run_all(parts, |((score_nv, target_n), loss_of)| {
             let row_v = &mut vec![0.0; columns];
-            let loss_of = &mut loss;
             kernel.vectorized(Rows { score_nv, target_n, scale, row_v, loss_of });
-            loss
         });
-        // Collected first: one order of the sum for any number of threads.
-        losses.collect::<Vec<f64>>().into_iter().sum()
+        // Added here: one order of the sum for any number of threads.
+        losses.into_iter().sum()
     }
 }
 
@@ -232,7 +230,7 @@ impl<S: Score> Work for Causal<'_, S> {
         if tokens == 0 {
             return;
         }
-        score_bij.par_chunks_mut(tokens * tokens).for_each(|score_ij| {
+        tasks::run_all(score_bij.chunks_mut(tokens * tokens).collect(), |score_ij| {
             let row_j = &mut vec![0.0; tokens];
             kernel.vectorized(Square { score_ij, scale, row_j });
         });
@@ -276,8 +274,8 @@ impl<S: Score> Work for CausalBackward<'_, S> {
             return;
         }
         let square = tokens * tokens;
-        let squares = grad_bij.par_chunks_mut(square).zip(weight_bij.par_chunks(square));
-        squares.for_each(|(grad_ij, weight_ij)| {
+        let squares = grad_bij.chunks_mut(square).zip(weight_bij.chunks(square));
+        tasks::run_all(squares.collect(), |(grad_ij, weight_ij)| {
             kernel.vectorized(SquareBackward { weight_ij, grad_ij, tokens, scale });
         });
     }

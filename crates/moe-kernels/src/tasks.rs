@@ -1,9 +1,10 @@
-//! Tasks of unlike sizes on the threads of a rayon pool.
+//! Tasks of unlike sizes on the threads of a pool.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Runs all tasks in their order, each on the next free worker. Every worker has a thread of the
-/// pool to itself.
+use crate::threads;
+
+/// Runs all tasks in their order, each on the next free worker.
 ///
 /// rayon's own iterators hand out halves, which loses the order: longest first keeps the threads
 /// busy to the end. Which worker runs a task must not matter for the result.
@@ -12,25 +13,27 @@ pub(crate) fn run<T: Send, S: Send>(
     workers: &mut [S],
     work: impl Fn(T, &mut S) + Sync,
 ) {
-    let count = tasks.len();
-    let queue = Mutex::new(tasks.into_iter());
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let drain = |worker: &mut S| {
-        while let Some(task) = next() {
+    let calls = workers.len().min(tasks.len());
+    let (queue, free) = (Mutex::new(tasks.into_iter()), Mutex::new(workers.iter_mut()));
+    threads::run(calls, &|| {
+        let worker = lock(&free).next();
+        let Some(worker) = worker else { return };
+        loop {
+            let task = lock(&queue).next();
+            let Some(task) = task else { return };
             work(task, worker);
         }
-    };
-    match workers {
-        [] => {}
-        [only] => drain(only),
-        [first, rest @ ..] => rayon::scope(|scope| {
-            let drain = &drain;
-            for worker in rest.iter_mut().take(count.saturating_sub(1)) {
-                scope.spawn(move |_| drain(worker));
-            }
-            drain(first);
-        }),
-    }
+    });
+}
+
+/// The same on as many workers as there are threads, which keep nothing.
+pub(crate) fn run_all<T: Send>(tasks: Vec<T>, work: impl Fn(T) + Sync) {
+    run(tasks, &mut vec![(); threads::count()], |task, ()| work(task));
+}
+
+/// Nothing panics while a lock is held.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Cuts `values` into consecutive pieces of the given lengths.

@@ -4,6 +4,7 @@ use crate::KernelError;
 use crate::arch::{Isa, Lane, Pair};
 use crate::memory::Buffer;
 use crate::shape::Shape;
+use crate::threads;
 
 /// Scratch memory of forward and backward passes. It grows to the largest call and stays; one
 /// workspace serves all layers of a model, one after the other.
@@ -29,9 +30,9 @@ impl Workspace {
         Self::default()
     }
 
-    /// One scratch for each thread of the current rayon pool, large enough for `need`.
+    /// One scratch for each thread, large enough for `need`.
     pub(crate) fn reserve<L: Lane>(&mut self, need: Need) -> Result<(), KernelError> {
-        self.workers.resize_with(rayon::current_num_threads(), Scratch::default);
+        self.workers.resize_with(threads::count(), Scratch::default);
         self.workers.iter_mut().try_for_each(|worker| worker.reserve::<L>(need))
     }
 }

@@ -75,5 +75,10 @@ unsafe extern "C" {
         weight_oi: *mut C_tensor,
         y_no: *mut *mut C_tensor,
     ) -> *mut c_char;
+    pub(crate) fn moe_parallel(
+        count: usize,
+        call: unsafe extern "C" fn(*const c_void),
+        state: *const c_void,
+    ) -> *mut c_char;
     pub(crate) fn moe_set_deterministic(on: bool) -> *mut c_char;
 }

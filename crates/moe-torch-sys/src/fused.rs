@@ -7,6 +7,7 @@
 use crate::ShimError;
 use crate::graph::{Grads, attach, own_grad, wants_graph};
 use crate::host::{values, values_mut, whole_numbers};
+use crate::threads::on_libtorch;
 use moe_kernels::{
     BackwardInput, BackwardOutput, Dtype, Isa, KernelError, Packed, Plan, Saved, Shape,
     WeightGrads, Weights, Workspace,
@@ -167,13 +168,14 @@ impl FusedBank {
         let step = Step::new(x_td, rows, weights);
         let save = graph && !self.recompute;
         let mut saved = save.then(|| self.lock().spare.pop().unwrap_or_default());
-        let y_td = self.forward(&step, saved.as_mut(), graph)?.to_kind(x_td.kind());
+        let y_td = on_libtorch(|| self.forward(&step, saved.as_mut(), graph))?;
+        let y_td = y_td.to_kind(x_td.kind());
         if !graph {
             return Ok(y_td);
         }
         let bank = self.clone();
         let attached = attach(&y_td, &inputs, move |dy_td| {
-            let grads = bank.backward(&step, dy_td, saved.as_mut());
+            let grads = on_libtorch(|| bank.backward(&step, dy_td, saved.as_mut()));
             bank.lock().spare.extend(saved.take());
             grads
         })?;

@@ -18,6 +18,7 @@ pub mod linear;
 pub mod memory;
 pub mod optimizer;
 pub mod softmax;
+mod threads;
 
 pub use ffi::ShimError;
 

@@ -2,8 +2,10 @@
 // libtorch throws and hands it back as text; Rust owns that text and gives it back to moe_free_text.
 
 #include <ATen/Context.h>
+#include <ATen/TensorIterator.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/edge.h>
@@ -178,6 +180,21 @@ char *moe_onednn_linear(Tensor *x_ni, Tensor *weight_oi, Tensor **y_no) {
     static const auto linear = onednn_linear().value().typed<OneDnnLinear>();
     c10::List<std::optional<at::Scalar>> none;
     *y_no = new Tensor(linear.call(*x_ni, *weight_oi, std::nullopt, "none", none, std::nullopt));
+  });
+}
+
+// Calls `call(state)` `count` times on libtorch's threads, at once as far as there are threads. The loop is
+// that of an operation over `count` values: at::parallel_for is a template, and whoever instantiates it
+// has to be compiled and linked for the same threads as libtorch.
+char *moe_parallel(size_t count, void (*call)(const void *), const void *state) {
+  return guarded([&] {
+    Tensor calls = at::empty({static_cast<int64_t>(count)}, at::kByte);
+    auto iterator = at::TensorIterator::nullary_op(calls);
+    iterator.for_each(
+        [&](char **, const int64_t *, int64_t share) {
+          for (int64_t i = 0; i < share; ++i) call(state);
+        },
+        /*grain_size=*/1);
   });
 }
 

@@ -7,6 +7,7 @@ use crate::ShimError;
 use crate::fused::FusedError;
 use crate::graph::attach;
 use crate::host::{bits, bits_mut, values, values_mut, whole_numbers};
+use crate::threads::on_libtorch;
 use moe_kernels::KernelError;
 use tch::{Device, Kind, Tensor};
 
@@ -34,10 +35,12 @@ pub fn cross_entropy(
     let (targets, scale) = (whole_numbers(&target_n), scale as f32);
     if score_nv.kind() == Kind::Float {
         // SAFETY: the caller lends the scores, and wants nothing of them but their gradient.
-        return moe_kernels::cross_entropy(unsafe { values_mut(score_nv) }, targets, scale);
+        let scores = unsafe { values_mut(score_nv) };
+        return on_libtorch(|| moe_kernels::cross_entropy(scores, targets, scale));
     }
     // SAFETY: as above.
-    moe_kernels::cross_entropy(unsafe { bits_mut(score_nv) }, targets, scale)
+    let scores = unsafe { bits_mut(score_nv) };
+    on_libtorch(|| moe_kernels::cross_entropy(scores, targets, scale))
 }
 
 /// Scores `[b, i, j]` as they come from a product, with their graph, to the weights of causal attention,
@@ -53,10 +56,12 @@ pub fn causal(score_bij: Tensor, scale: f64) -> Result<Tensor, FusedError> {
     let mut weight_bij = score_bij.detach();
     if weight_bij.kind() == Kind::Float {
         // SAFETY: the scores were handed over; a product keeps its factors for its gradient, not itself.
-        moe_kernels::causal_softmax(unsafe { values_mut(&mut weight_bij) }, tokens, narrow)?;
+        let scores = unsafe { values_mut(&mut weight_bij) };
+        on_libtorch(|| moe_kernels::causal_softmax(scores, tokens, narrow))?;
     } else {
         // SAFETY: as above.
-        moe_kernels::causal_softmax(unsafe { bits_mut(&mut weight_bij) }, tokens, narrow)?;
+        let scores = unsafe { bits_mut(&mut weight_bij) };
+        on_libtorch(|| moe_kernels::causal_softmax(scores, tokens, narrow))?;
     }
     let kept_bij = weight_bij.shallow_clone();
     let attached = attach(&weight_bij, &[&score_bij], move |grad_bij| {
@@ -77,11 +82,13 @@ fn causal_backward(
     if weight_bij.kind() == Kind::Float {
         // SAFETY: `grad_bij` was made above.
         let grad = unsafe { values_mut(&mut grad_bij) };
-        moe_kernels::causal_softmax_backward(values(weight_bij), grad, tokens, scale)?;
+        let weight = values(weight_bij);
+        on_libtorch(|| moe_kernels::causal_softmax_backward(weight, grad, tokens, scale))?;
     } else {
         // SAFETY: as above.
         let grad = unsafe { bits_mut(&mut grad_bij) };
-        moe_kernels::causal_softmax_backward(bits(weight_bij), grad, tokens, scale)?;
+        let weight = bits(weight_bij);
+        on_libtorch(|| moe_kernels::causal_softmax_backward(weight, grad, tokens, scale))?;
     }
     Ok(grad_bij)
 }
