@@ -133,7 +133,10 @@ fn stack_row<L: Lane>(to: &mut [L], count: usize, spills: bool, first: &[f32], s
         if let (true, (Some(to), Some(first), Some(second))) = (whole, registers) {
             let to: &mut [L; SIDE] = to;
             let (first, second): (&[f32; SIDE], &[f32; SIDE]) = (first, second);
-            *to = std::array::from_fn(|i| L::join(first[i], second[i]));
+            // A loop: `array::from_fn` is not inlined, so not compiled for these registers.
+            for i in 0..SIDE {
+                to[i] = L::join(first[i], second[i]);
+            }
         } else {
             let count = SIDE.min(count - start);
             for ((to, &first), &second) in to[..count].iter_mut().zip(first).zip(second) {

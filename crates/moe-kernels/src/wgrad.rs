@@ -36,6 +36,10 @@ fn most_strips<K: Kernel>() -> usize {
     STRIPS.min(ROWS / K::MR)
 }
 
+/// Rows that are packed at a time for all strips: whole steps of every kernel, and few enough to stay in the
+/// first cache.
+const PACKED: usize = 32;
+
 /// Lanes that a task's first operand takes.
 pub(crate) fn operand_lanes<K: Kernel>() -> usize {
     most_strips::<K>() * K::MR * DEPTH
@@ -202,10 +206,18 @@ impl<K: Kernel> Context<'_, K> {
     #[inline(always)]
     fn pack_strips(&self, task: &Task<'_>, rows: Range<usize>, depth: usize, to: &mut [K::Lane]) {
         let end = task.first + task.to.len() / self.width(task.which);
-        let strips = to.chunks_exact_mut(gemm::whole_steps::<K>(depth) * K::MR);
-        for (to, first) in strips.zip((task.first..end).step_by(K::MR)) {
-            let row = |row| &self.left(task.which, row)[first..];
-            left::across(self.kernel, to, K::MR.min(end - first), rows.clone().map(row));
+        let strip = gemm::whole_steps::<K>(depth) * K::MR;
+        // Some rows for all strips, not all rows for each strip: a row is read in one go.
+        for start in rows.clone().step_by(PACKED) {
+            let some = start..rows.end.min(start + PACKED);
+            let lanes = gemm::whole_steps::<K>(some.len().div_ceil(K::Lane::DEPTH)) * K::MR;
+            let before = (start - rows.start) / K::Lane::DEPTH * K::MR;
+            let strips = to.chunks_exact_mut(strip).zip((task.first..end).step_by(K::MR));
+            for (to, first) in strips {
+                let row = |row| &self.left(task.which, row)[first..];
+                let to = &mut to[before..][..lanes];
+                left::across(self.kernel, to, K::MR.min(end - first), some.clone().map(row));
+            }
         }
     }
 

@@ -14,15 +14,14 @@ fn check(problem: &Problem) {
 
 fn check_in(problem: &Problem, dtype: Dtype) {
     let (y_td, mut want) = (problem.output(), problem.gradients());
-    let (want, bound, terms) = (want.all_mut(), tolerance(dtype), problem.weight_terms());
+    let (want, bound, terms) = (want.all_mut(), tolerance(dtype), problem.terms());
     let mut workspace = Workspace::new();
     for isa in instruction_sets() {
         for save in [false, true] {
             let got = answer(problem, isa, dtype, save, 0.0, &mut workspace).unwrap();
             let error = relative_error(&got.y_td, &y_td);
             assert!(error <= bound.value, "{isa:?} {dtype:?}: output off by {error}");
-            for ((name, want), got) in want.iter().zip(&got.grads) {
-                let least = if *name == "weight_n" { terms } else { 0.0 };
+            for (((name, want), got), least) in want.iter().zip(&got.grads).zip(terms) {
                 let error = relative_to(least, got, want);
                 assert!(error <= bound.gradient, "{isa:?} {dtype:?}: {name} off by {error}");
             }

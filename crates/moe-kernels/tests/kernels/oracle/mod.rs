@@ -193,6 +193,29 @@ pub(crate) fn weight_terms(
     terms.fold(0.0, f64::max)
 }
 
+/// The largest root of the sum of squares of what rows add to one gradient, for each array in the order of
+/// [`Values::all_mut`]. Where a problem has few sums, all of them may have cancelled; what was rounded has not.
+pub(crate) fn row_terms(
+    shape: &Shape,
+    values: &Values,
+    offset_e: &[usize],
+    token_n: &[u32],
+    dy_td: &[f64],
+) -> [f64; 7] {
+    let mut squares = values.zeros();
+    let mut of_row = values.zeros();
+    for (row, expert, token) in rows(offset_e, token_n) {
+        let dy_d = &dy_td[token * shape.width..][..shape.width];
+        Row { shape, values, expert, token }.back(row, dy_d, &mut of_row);
+        for ((_, squares), (_, of_row)) in squares.all_mut().into_iter().zip(of_row.all_mut()) {
+            for (square, of_row) in squares.iter_mut().zip(of_row) {
+                *square += std::mem::take(of_row).powi(2);
+            }
+        }
+    }
+    squares.all_mut().map(|(_, squares)| squares.iter().fold(0.0, |most, &x| x.max(most)).sqrt())
+}
+
 /// The gradients of `forward . dy_td`.
 pub(crate) fn backward(
     shape: &Shape,

@@ -99,10 +99,12 @@ impl Problem {
         super::forward(&self.shape, &self.values, &self.offset_e, &self.token_n)
     }
 
-    /// The magnitude of what the gradients of routing weights are summed from.
-    pub(crate) fn weight_terms(&self) -> f64 {
+    /// The magnitudes of what gradients are summed from, in the order of [`Values::all_mut`].
+    pub(crate) fn terms(&self) -> [f64; 7] {
         let Self { shape, values, offset_e, token_n, dy_td, .. } = self;
-        super::weight_terms(shape, values, offset_e, token_n, dy_td)
+        let mut terms = super::row_terms(shape, values, offset_e, token_n, dy_td);
+        terms[1] = super::weight_terms(shape, values, offset_e, token_n, dy_td);
+        terms
     }
 
     /// What the oracle says.
