@@ -95,15 +95,17 @@ impl Cell {
         format!("{} seed {}", self.router, self.recipe.seed)
     }
 
-    /// The cell of `router` and `seed` below `out`, refused if the settings do not fit the router.
+    /// The cell of `router` and `seed` below `out`, refused if the settings do not fit the router. Where `base` has
+    /// settings for this very method and preset, they are the cell's.
     ///
     /// # Errors
     /// An unknown router, or settings out of its range.
     pub fn new(base: &Recipe, router: &str, seed: u64, out: &Path) -> Result<Self, Misuse> {
         let (name, residual) = router.split_once('+').unwrap_or((router, ""));
-        let mut recipe = Recipe { seed, router: MethodRecipe::named(name), ..base.clone() };
+        let own = MethodRecipe::named_or(name, &base.router);
+        let mut recipe = Recipe { seed, router: own, ..base.clone() };
         if !residual.is_empty() {
-            recipe.residual = MethodRecipe::named(residual);
+            recipe.residual = MethodRecipe::named_or(residual, &base.residual);
         }
         recipe.check()?;
         let (recipe, dir) = (recipe.resolved()?, RunDir(run_dir(out, router, seed)));

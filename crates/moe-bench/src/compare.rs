@@ -31,20 +31,65 @@ pub struct Preset {
     pub recipe: &'static str,
     /// Seeds unless the command line says otherwise.
     pub seeds: u64,
+    /// Routers unless the command line says otherwise; all that a comparison enters if empty.
+    pub routers: &'static [&'static str],
 }
 
-/// All sizes.
+macro_rules! preset {
+    ($name:literal, $recipe:literal, $seeds:literal, $routers:expr) => {
+        Preset {
+            name: $name,
+            recipe: include_str!(concat!("../../../recipes/", $recipe, ".toml")),
+            seeds: $seeds,
+            routers: &$routers,
+        }
+    };
+}
+
+/// All sizes. Those of a paper have its own settings, and its methods beside their baselines.
 pub const PRESETS: &[Preset] = &[
-    Preset { name: "quick", recipe: include_str!("../../../recipes/quick.toml"), seeds: 3 },
-    Preset { name: "standard", recipe: include_str!("../../../recipes/standard.toml"), seeds: 6 },
-    Preset { name: "vision", recipe: include_str!("../../../recipes/vision.toml"), seeds: 3 },
-    Preset {
-        name: "smoe-vae",
-        recipe: include_str!("../../../recipes/smoe-vae/small.toml"),
-        seeds: 3,
-    },
-    Preset { name: "masked", recipe: include_str!("../../../recipes/masked.toml"), seeds: 3 },
+    preset!("quick", "quick", 3, []),
+    preset!("standard", "standard", 6, []),
+    preset!("vision", "vision", 3, []),
+    preset!("smoe-vae", "smoe-vae/small", 3, crate::vae::COMPARED),
+    preset!("masked", "masked", 3, []),
+    preset!("paper-ac-moe", "ac-moe/paper", 6, ["smoe", "ac-moe:lm"]),
+    preset!(
+        "paper-momentum",
+        "momentum/paper",
+        6,
+        ["smoe", "smoe+momentum:reference", "smoe+momentum:adam", "smoe+momentum:robust"]
+    ),
+    preset!("paper-smoe-vae", "smoe-vae/paper", 6, crate::vae::COMPARED),
+    preset!("paper-v-moe", "v-moe/paper", 6, ["dense", "v-moe:reference", "v-moe:reference_bpr"]),
+    preset!("paper-vq-moe", "vq-moe/paper", 6, ["dense", "smoe", "vq-moe:reference"]),
+    preset!("paper-x-moe", "x-moe/paper", 6, ["dense", "smoe", "x-moe:paper"]),
 ];
+
+impl Preset {
+    /// What it compares unless the command line says otherwise, and what does not fit `base`: name and reason.
+    fn compared(&self, base: &Recipe) -> Result<(Vec<String>, Vec<String>), Misuse> {
+        if !self.routers.is_empty() {
+            return Ok((self.routers.iter().map(ToString::to_string).collect(), Vec::new()));
+        }
+        let (mut fit, mut left_out, mut first) = (Vec::new(), Vec::new(), None);
+        for router in entered() {
+            match Cell::new(base, &router, base.seed, Path::new("")) {
+                Ok(_) => fit.push(router),
+                Err(error) => {
+                    left_out.push(format!("{router}: left out; {error}"));
+                    first.get_or_insert(error);
+                }
+            }
+        }
+        // Where nothing fits, it is the recipe.
+        if let (true, Some(error)) = (fit.is_empty(), first) {
+            Err(error)
+        } else {
+            Ok((fit, left_out))
+        }
+    }
+}
 
 fn preset(name: &str) -> Result<&'static Preset, Misuse> {
     PRESETS.iter().find(|p| p.name == name).ok_or_else(|| {
@@ -73,6 +118,8 @@ pub struct Comparison {
     base: Recipe,
     reference: String,
     cells: Vec<Cell>,
+    /// Routers that do not fit the recipe and were not asked for, each with the reason.
+    left_out: Vec<String>,
     pool: Pool,
     out: PathBuf,
 }
@@ -88,10 +135,9 @@ impl Comparison {
         let mut sets = args.sets.clone();
         sets.extend(args.data.iter().map(|data| format!("data.source='{data}'")));
         let base = Recipe::parse(preset.recipe, &sets)?;
-        let routers = match args.routers.as_slice() {
-            [] if base.vae.is_some() => crate::vae::COMPARED.map(str::to_owned).to_vec(),
-            [] => entered(),
-            given => given.to_vec(),
+        let (routers, left_out) = match args.routers.as_slice() {
+            [] => preset.compared(&base)?,
+            given => (given.to_vec(), Vec::new()),
         };
         let reference = reference(args.reference.as_deref(), &routers)?;
         let out = place(args, preset.name)?;
@@ -101,7 +147,7 @@ impl Comparison {
             cell.dir.refuse_other_recipe(&cell.recipe)?;
         }
         let pool = pool(args, &base, cells.len())?;
-        Ok(Self { preset: preset.name.into(), base, reference, cells, pool, out })
+        Ok(Self { preset: preset.name.into(), base, reference, cells, left_out, pool, out })
     }
 
     /// All runs of the comparison, finished or not.
@@ -133,6 +179,7 @@ impl Comparison {
         let environment = environment(args.machine.device);
         let ends = self.pool.run(&self.cells, stop, watch);
         let mut rows = self.rows(&ends);
+        terms.unequal.extend(self.left_out.iter().cloned());
         terms.unequal.extend(unequal_sizes(&rows));
         terms.unequal.extend(reuse::other_programs(&self.cells, &ends, &environment));
         let judgements = Some(judge(&rows, &self.reference, &|router| self.causal(router)));
@@ -263,14 +310,20 @@ fn row(cell: &Cell, end: &CellEnd) -> Option<Row> {
 }
 
 /// All routers at the first seed, then all at the second: a comparison that is stopped early has
-/// compared something.
+/// compared something. Where one of them names its residual, that of `base` is for those that name it.
 fn cells(base: &Recipe, routers: &[String], seeds: u64, out: &Path) -> Result<Vec<Cell>, Misuse> {
     let mut cells: Vec<Cell> = Vec::new();
+    let with_residual = |router: &String| router.contains('+');
+    let mut plain = base.clone();
+    if routers.iter().any(with_residual) {
+        plain.residual = Recipe::default().residual;
+    }
     for seed in (0..seeds).map(|s| base.seed + s) {
         for router in routers {
             if cells.iter().any(|c| c.router == *router && c.recipe.seed == seed) {
                 return Err(Misuse::new(format!("--routers: {router} is there twice")));
             }
+            let base = if with_residual(router) { base } else { &plain };
             cells.push(Cell::new(base, router, seed, out)?);
         }
     }
@@ -301,6 +354,7 @@ pub fn write(out: &Path, results: &Results) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::method::MethodRecipe;
 
     #[test]
     fn stars_stand_for_any_letters() {
@@ -318,6 +372,44 @@ mod tests {
         ] {
             assert_eq!(fits(pattern, text), want, "{pattern} {text}");
         }
+    }
+
+    /// What every preset compares can be run, and a paper's own method has the paper's settings.
+    #[test]
+    fn presets_compare_what_they_say() {
+        for preset in PRESETS {
+            let base = Recipe::parse(preset.recipe, &[]).unwrap();
+            let (routers, left_out) = preset.compared(&base).unwrap();
+            assert_eq!(left_out.is_empty(), preset.name != "vision", "{left_out:?}");
+            let cells = cells(&base, &routers, 1, Path::new("out")).unwrap();
+            let bare = |mut method: MethodRecipe| {
+                method.settings.remove("preset");
+                method
+            };
+            let own = |of: &Recipe| [&of.router, &of.residual].map(|own| bare(own.clone()));
+            let recipe = base.resolved().unwrap();
+            let found = cells.iter().any(|cell| own(&cell.recipe) == own(&recipe));
+            assert!(found || !preset.name.starts_with("paper-"), "{}: {recipe:?}", preset.name);
+        }
+    }
+
+    #[test]
+    fn the_recipes_residual_is_for_those_that_name_it() {
+        let base = Recipe::parse("residual = { name = \"momentum\", mu = 0.9 }", &[]).unwrap();
+        let residuals = |routers: &[&str]| {
+            let routers: Vec<String> = routers.iter().map(ToString::to_string).collect();
+            let cells = cells(&base, &routers, 1, Path::new("out")).unwrap();
+            let of = |cell: &Cell| {
+                let residual = &cell.recipe.residual;
+                (residual.name.clone(), residual.settings.get("mu").cloned())
+            };
+            cells.iter().map(of).collect::<Vec<_>>()
+        };
+        let momentum = |mu: f64| ("momentum".to_owned(), Some(mu.into()));
+        assert_eq!(residuals(&["smoe"]), [momentum(0.9)]);
+        let both = residuals(&["smoe", "smoe+momentum", "smoe+momentum:robust"]);
+        assert_eq!(both[0].0, "plain");
+        assert_eq!(both[1..], [momentum(0.9), momentum(0.2)]);
     }
 
     #[test]

@@ -52,6 +52,14 @@ impl MethodRecipe {
         Self { name: name.into(), settings }
     }
 
+    /// [`Self::named`], with the settings of `own` if that is the same method and preset.
+    pub fn named_or(text: &str, own: &Self) -> Self {
+        let named = Self::named(text);
+        let same =
+            named.name == own.name && named.settings.get("preset") == own.settings.get("preset");
+        if same { own.clone() } else { named }
+    }
+
     /// A router's resolved settings.
     ///
     /// # Errors
