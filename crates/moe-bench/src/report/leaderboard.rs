@@ -37,7 +37,7 @@ fn table(view: &View<'_>) -> String {
     format!(
         "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Leaderboard\">\
          <table>\n<thead><tr><th scope=\"col\">router</th><th scope=\"col\" class=\"strip\">valid \
-         loss per seed{}</th>{titles}<th scope=\"col\">verdict</th></tr>\
+         loss per seed{}</th><th scope=\"col\" class=\"verdict\">verdict</th>{titles}</tr>\
          </thead>\n<tbody>\n{rows}</tbody></table></div>\n",
         strip.axis()
     )
@@ -48,7 +48,7 @@ fn row(entry: &Entry<'_>, columns: &[&Column], strip: &Strip) -> String {
     let tag = if entry.is_control() { " <small>control</small>" } else { "" };
     let cells = each(columns, |column| format!("<td>{}</td>", cell(&column.show(entry.summary))));
     format!(
-        "<tr{class}><th scope=\"row\">{}<span class=\"name\">{}{tag}</span></th><td class=\"strip\">{}</td>{cells}<td>{}</td>\
+        "<tr{class}><th scope=\"row\">{}<span class=\"name\">{}{tag}</span></th><td class=\"strip\">{}</td><td class=\"verdict\">{}</td>{cells}\
          </tr>\n",
         entry.look.swatch(),
         Text(entry.name()),
