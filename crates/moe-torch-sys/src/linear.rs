@@ -145,6 +145,19 @@ mod tests {
         }
     }
 
+    /// A factor without a gradient of its own takes none from the other.
+    #[test]
+    fn a_frozen_factor_gets_no_gradient() {
+        for frozen in [0, 1] {
+            let factors = [random(&[7, 5], 1), random(&[3, 5], 2)];
+            let _ = factors[frozen].set_requires_grad(false);
+            let [x, w] = &factors;
+            through_onednn(x, w).unwrap().sum(Kind::Float).backward();
+            let got = factors.each_ref().map(|factor| factor.grad().defined());
+            assert_eq!(got, [frozen == 1, frozen == 0]);
+        }
+    }
+
     /// What the layer gives does not depend on who multiplies, and small products stay where they are.
     #[test]
     fn large_and_small_layers_agree_with_libtorch() {
