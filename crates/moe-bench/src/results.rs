@@ -67,7 +67,7 @@ pub struct Terms {
     /// Cross-entropy of the validation text under the unigram model of the training text, nats per token; of the
     /// validation images under the frequencies of labels.
     pub unigram_loss: f64,
-    /// What losses are per: `token` or `image`.
+    /// What losses are per: `token`, `hidden token`, `text`, `image`, or [`DRAWING`], of which they are squared errors.
     #[serde(default = "token")]
     pub unit: String,
     /// Facts equal for all routers.
@@ -75,6 +75,9 @@ pub struct Terms {
     /// Facts that differ, each naming the router.
     pub unequal: Vec<String>,
 }
+
+/// The unit of models that draw.
+pub const DRAWING: &str = "drawing";
 
 /// The unit of files that name none.
 fn token() -> String {

@@ -6,7 +6,7 @@ pub(crate) mod columns;
 use comfy_table::presets::{ASCII_MARKDOWN, NOTHING};
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table};
 
-use crate::results::{Results, RouterSummary, Row, Terms};
+use crate::results::{DRAWING, Results, RouterSummary, Row, Terms};
 use crate::summary::{is_control, ranked};
 use columns::{Column, columns};
 
@@ -114,7 +114,11 @@ fn notes(results: &Results, style: Style) -> String {
 /// The loss without a model.
 fn floor(terms: &Terms) -> String {
     let (name, what) = match terms.unit.as_str() {
-        "token" => ("Unigram loss", "token"),
+        DRAWING => {
+            let error = terms.unigram_loss;
+            return format!("Squared error of the mean image: {error:.3} per drawing.");
+        }
+        "token" | "hidden token" => ("Unigram loss", "token"),
         _ => ("Loss of label frequencies", "label"),
     };
     format!(

@@ -2,7 +2,7 @@
 
 use crate::cells::Cell;
 use crate::recipe::Recipe;
-use crate::results::{Row, Terms};
+use crate::results::{DRAWING, Row, Terms};
 use crate::subject::Subject;
 
 /// The terms of a comparison of `cells`, all made from `base`, on its `data`.
@@ -15,7 +15,10 @@ pub fn terms(base: &Recipe, data: &Subject, cells: &[Cell]) -> Terms {
         steps: train.steps,
         tokens_per_step: tokens_per_step as u64,
         unigram_loss: data.floor(),
-        unit: data.unit().trim_end_matches('s').into(),
+        unit: match base.vae {
+            Some(_) => DRAWING.into(),
+            None => data.unit().trim_end_matches('s').into(),
+        },
         equal: vec![
             "data, and the batch of every step: a function of (seed, step)".into(),
             "initial weights of every tensor that has the same name and shape".into(),

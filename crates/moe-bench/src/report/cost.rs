@@ -86,7 +86,7 @@ fn chart(offers: &[Offer<'_, '_>], frame: Frame, price: &Price) -> Plot {
     let loss = hull(offers.iter().map(|offer| offer.loss), 0.12);
     let cost = hull(offers.iter().map(|offer| offer.cost), 0.08);
     let x = Axis { range: cost, title: price.axis, show: price.show };
-    let y = Axis { range: loss, title: "validation loss, nats", show: plain };
+    let y = Axis { range: loss, title: "validation loss", show: plain };
     let mut plot = Plot::new(frame, describe(offers), x, y);
     plot.lines.push(Line { points: frontier(offers), look: &REFERENCE, width: 1.2, opacity: 1.0 });
     plot.lines.extend(offers.iter().rev().flat_map(bars));

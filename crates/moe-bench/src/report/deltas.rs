@@ -70,7 +70,7 @@ fn panel(
     let (name, end) = (course.entry.name(), end(course, steps.end));
     let label = format!("{name} less dense by training step; at the end {end}");
     let x = Axis { range: steps.clone(), title: "training step", show: plain };
-    let y = Axis { range: deltas.clone(), title: "Δ loss, nats", show: signed };
+    let y = Axis { range: deltas.clone(), title: "Δ loss", show: signed };
     let mut plot = Plot::new(Frame::SMALL, label, x, y);
     let zero = vec![(steps.start, 0.0), (steps.end, 0.0)];
     plot.lines.push(Line { points: zero, look: &REFERENCE, width: 1.2, opacity: 1.0 });

@@ -1,5 +1,6 @@
 //! Head of the page: what was compared, where and when, and the result in a few numbers.
 
+use crate::results::DRAWING;
 use crate::table::columns::{rate, show_spread};
 
 use super::markup::{Text, each};
@@ -84,8 +85,12 @@ fn loss_spread(entry: &Entry<'_>) -> Option<String> {
 
 fn unigram(view: &View<'_>) -> Option<String> {
     let unit = &view.results.terms.unit;
-    let note = format!("nats per {unit}; above it nothing was learned but frequencies");
-    let name = if unit == "token" { "Unigram loss" } else { "Loss of label frequencies" };
+    let nats = format!("nats per {unit}; above it nothing was learned but frequencies");
+    let (name, note) = match unit.as_str() {
+        DRAWING => ("Error of the mean image", "squared error per drawing".to_owned()),
+        "token" | "hidden token" => ("Unigram loss", nats),
+        _ => ("Loss of label frequencies", nats),
+    };
     Some(tile(name, &format!("{:.3}", view.unigram()?), &note))
 }
 

@@ -92,7 +92,7 @@ impl Strip {
             let x = At(self.scale.place(*tick));
             format!("<text x=\"{x}\" y=\"12\" text-anchor=\"middle\">{tick:.decimals$}</text>")
         };
-        let open = open_svg("strip", WIDTH, 16.0, "Axis of validation loss, nats");
+        let open = open_svg("strip", WIDTH, 16.0, "Axis of validation loss");
         format!("{open}{}</svg>", each(&self.ticks, label))
     }
 

@@ -70,7 +70,7 @@ impl<'v, 'a> Curves<'v, 'a> {
             title: "training step",
             show: plain,
         };
-        let losses = Axis { range: self.loss_range(), title: "loss, nats", show: plain };
+        let losses = Axis { range: self.loss_range(), title: "loss", show: plain };
         let mut plot = Plot::new(frame, self.describe(), steps, losses);
         // The crowd first, so that what stands out lies on top; the best last of all.
         let (named, crowd): (Vec<_>, Vec<_>) =

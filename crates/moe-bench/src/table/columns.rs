@@ -1,6 +1,6 @@
 //! The columns of the comparison, shared by the table in the terminal and the one in the report.
 
-use crate::results::{Results, RouterSummary, Spread};
+use crate::results::{DRAWING, Results, RouterSummary, Spread};
 use crate::summary::{DENSE, mean};
 
 /// What stands where a router has no such measure.
@@ -27,6 +27,10 @@ enum Of {
     All,
     /// Those of language models.
     Text,
+    /// Those whose loss is a cross-entropy.
+    Likelihood,
+    /// Those of models that draw.
+    Drawings,
     /// Those in which a run has this measure.
     Measure(&'static str),
 }
@@ -43,6 +47,8 @@ pub(crate) fn columns(results: &Results) -> Vec<&'static Column> {
     let has = |column: &&Column| match column.of {
         Of::All => true,
         Of::Text => results.terms.unit == "token",
+        Of::Likelihood => results.terms.unit != DRAWING,
+        Of::Drawings => results.terms.unit == DRAWING,
         Of::Measure(name) => results.summary.iter().any(|entry| entry.metrics.contains_key(name)),
     };
     COLUMNS.iter().filter(has).collect()
@@ -59,7 +65,16 @@ const COLUMNS: &[Column] = &[
                  over seeds.",
         cell: |entry| with_deviation(entry, "valid_loss", 3),
         routed: false,
-        of: Of::All,
+        of: Of::Likelihood,
+    },
+    Column {
+        name: "valid loss",
+        short: ["valid", "loss"],
+        legend: "Squared error of a drawing by the decoder that the gate chose, validation split, \
+                 mean ± sample standard deviation over seeds.",
+        cell: |entry| with_deviation(entry, "valid_loss", 3),
+        routed: false,
+        of: Of::Drawings,
     },
     Column {
         name: "accuracy",
