@@ -4,7 +4,7 @@
 //! Where a claim was read stands in `says`: what is not marked `paper`, `abstract` or `table` was not checked
 //! against the text. No claim is about the numbers of a paper, whose scale is another.
 
-use crate::results::{Metrics, Results};
+use crate::results::{Metrics, Results, Row};
 use crate::summary::VERDICT_SEEDS;
 use crate::verdict::{ALPHA, NOT_COMPARABLE};
 use moe_core::stats::{Paired, PairedOptions, holm, smallest_p};
@@ -28,7 +28,8 @@ pub struct Claim {
     pub router: &'static str,
     /// What it is measured against.
     pub against: &'static str,
-    /// The measure, as in `value`.
+    /// The measure, as in `value`; [`UNDER`] and an attack for what that costs, as in
+    /// `study::robustness`.
     pub measure: &'static str,
     /// The sign of method less baseline.
     pub expected: Expected,
@@ -69,6 +70,13 @@ const ATTENTION: (&str, &str) = ("token-graph:attention", "smoe");
 const SSR: (&str, &str) = ("ssr", "smoe");
 const SOFT: (&str, &str) = ("soft-moe", "v-moe");
 
+/// Measures that begin so: validation or test loss under an attack at its highest level less that on the same
+/// data clean.
+pub const UNDER: &str = "loss under ";
+
+/// The mean over all damages of images.
+pub const CORRUPTIONS: &str = "corruptions";
+
 /// Every claim that a comparison can look at.
 pub const CLAIMS: &[Claim] = &[
     claim(X_MOE, "valid_loss", Lower, "lower validation perplexity than SMoE (its table)"),
@@ -94,6 +102,10 @@ pub const CLAIMS: &[Claim] = &[
         Lower,
         "steadier routes (measured by it; sign unverified)",
     ),
+    claim(AC_MOE, "loss under word-swap", Lower, "better under attack (paper)"),
+    claim(AC_MOE, "loss under corruptions", Lower, "better under attack (paper)"),
+    claim(MOMENTUM, "loss under word-swap", Lower, "more robust (paper)"),
+    claim(MOMENTUM, "loss under corruptions", Lower, "more robust (paper)"),
     claim(MOMENTUM, "valid_loss", Lower, "lower perplexity at little cost (second-hand)"),
     claim(ADAM, "valid_loss", Lower, "lower perplexity at little cost (second-hand)"),
     claim(
@@ -111,6 +123,13 @@ pub const CLAIMS: &[Claim] = &[
         "experts' outputs less alike (measured by its code)",
     ),
     claim(VQ_MOE, "valid_loss", Lower, "lower perplexity (second-hand)"),
+    claim(
+        VQ_MOE,
+        "loss under word-swap",
+        Lower,
+        "more robust (abstract; how it was measured is unknown)",
+    ),
+    claim(US_MOE, "loss under insertion", Lower, "more robust to `AAA` put in (second-hand)"),
     claim(US_MOE, "valid_loss", Lower, "better than token choice (second-hand)"),
     claim(
         US_MOE,
@@ -124,6 +143,7 @@ pub const CLAIMS: &[Claim] = &[
         Lower,
         "routes change less late in training (paper)",
     ),
+    claim(SIMILARITY, "loss under word-swap", Lower, "more robust (paper)"),
     claim(SIMILARITY, "gate_entropy", Lower, "lower entropy of expert selection (paper)"),
     claim(
         ATTENTION,
@@ -134,6 +154,12 @@ pub const CLAIMS: &[Claim] = &[
     claim(ATTENTION, "gate_entropy", Lower, "lower entropy of expert selection (paper)"),
     claim(SSR, "half_loss", Lower, "faster training (abstract)"),
     claim(SSR, "valid_loss", Lower, "better accuracy (abstract)"),
+    claim(
+        SSR,
+        "loss under word-swap",
+        Lower,
+        "more robust to damaged input (abstract; protocol unknown)",
+    ),
     claim(SOFT, "valid_loss", Lower, "better than sparse routers at equal cost (unverified)"),
 ];
 
@@ -150,10 +176,14 @@ pub struct Finding {
     pub verdict: &'static str,
 }
 
-/// Every claim whose two sides a comparison has at least twice, with what was found.
-pub fn findings(results: &Results) -> Vec<(&'static Claim, Finding)> {
+/// Every claim whose two sides a comparison has at least twice, with what was found. `under` says what an attack
+/// costs a run.
+pub fn findings(
+    results: &Results,
+    under: &dyn Fn(&Row, &str) -> Option<f64>,
+) -> Vec<(&'static Claim, Finding)> {
     let measured = |claim: &'static Claim| {
-        let differences = differences(results, claim);
+        let differences = differences(results, under, claim);
         // The same draws for every claim: one more moves no other's interval.
         let mut generator = ChaCha8Rng::seed_from_u64(0);
         let options = PairedOptions::default();
@@ -193,15 +223,23 @@ fn comparable(results: &Results, claim: &Claim) -> bool {
         let entry = results.summary.iter().find(|entry| entry.router == router);
         entry.is_some_and(|entry| entry.verdict == NOT_COMPARABLE)
     };
-    let loss = matches!(claim.measure, "valid_loss" | "half_loss");
+    let loss =
+        matches!(claim.measure, "valid_loss" | "half_loss") || claim.measure.starts_with(UNDER);
     !(loss && (blind(claim.router) || blind(claim.against)))
 }
 
 /// Method less baseline at every seed that both have.
-fn differences(results: &Results, claim: &Claim) -> Vec<f64> {
+fn differences(
+    results: &Results,
+    under: &dyn Fn(&Row, &str) -> Option<f64>,
+    claim: &Claim,
+) -> Vec<f64> {
     let of = |router: &str, seed: u64| {
         let run = results.rows.iter().find(|row| row.router == router && row.seed == seed)?;
-        value(run.metrics.as_ref()?, claim.measure)
+        match claim.measure.strip_prefix(UNDER) {
+            Some(attack) => under(run, attack),
+            None => value(run.metrics.as_ref()?, claim.measure),
+        }
     };
     let seeds = results.rows.iter().filter(|row| row.router == claim.router).map(|row| row.seed);
     let pairs = seeds.filter_map(|seed| Some(of(claim.router, seed)? - of(claim.against, seed)?));
@@ -231,7 +269,7 @@ mod tests {
     use crate::compare::entered;
     use crate::probe::RoutingMetrics;
     use crate::report::fixture::from_rows;
-    use crate::results::Row;
+    use moe_data::corrupt::TextAttack;
 
     fn row(router: &str, seed: u64, loss: f64, collapse: f64) -> Row {
         let routing =
@@ -252,7 +290,7 @@ mod tests {
         let rows = (0..8).flat_map(|s| {
             [row("smoe", s, 2.0, 5.0), row("x-moe", s, 1.9 + noise(s), 4.0 + noise(s))]
         });
-        let found = findings(&from_rows(rows.collect()));
+        let found = findings(&from_rows(rows.collect()), &|_, _| None);
         let brief: Vec<_> =
             found.iter().map(|(claim, f)| (claim.measure, f.pairs, f.verdict)).collect();
         let want = [("valid_loss", 8, "held"), ("representation_collapse", 8, "opposite")];
@@ -265,9 +303,23 @@ mod tests {
         let rows = |seeds: u64| {
             (0..seeds).flat_map(|s| [row("smoe", s, 2.0, 5.0), row("x-moe", s, 1.9, 4.0)]).collect()
         };
-        let found = findings(&from_rows(rows(5)));
+        let found = findings(&from_rows(rows(5)), &|_, _| None);
         assert!(found.iter().all(|(_, finding)| finding.verdict == "no verdict"));
-        assert!(findings(&from_rows(rows(1))).is_empty());
+        assert!(findings(&from_rows(rows(1)), &|_, _| None).is_empty());
+    }
+
+    /// What an attack costs comes from outside, and only where it was asked about.
+    #[test]
+    fn claims_under_attack() {
+        let rows =
+            (0..8).flat_map(|s| [row("smoe", s, 2.0, 5.0), row("smoe+momentum", s, 2.0, 5.0)]);
+        let cost = |row: &Row, attack: &str| {
+            let noise = 1e-3 * (row.seed % 3) as f64;
+            (attack == "word-swap").then_some(if row.router == "smoe" { 0.1 } else { 0.05 + noise })
+        };
+        let found = findings(&from_rows(rows.collect()), &cost);
+        let brief: Vec<_> = found.iter().map(|(claim, f)| (claim.measure, f.verdict)).collect();
+        assert_eq!(brief, [("loss under word-swap", "held"), ("valid_loss", "not shown")]);
     }
 
     #[test]
@@ -282,6 +334,9 @@ mod tests {
             }
             assert!(!claim.arxiv().is_empty(), "{}", claim.router);
             let own = ["valid_loss", "half_loss", "gate_entropy"].contains(&claim.measure);
+            let attacks = TextAttack::ALL.map(TextAttack::name);
+            let attack = claim.measure.strip_prefix(UNDER);
+            let own = own || attack.is_some_and(|a| a == CORRUPTIONS || attacks.contains(&a));
             assert!(own || json.get(claim.measure).is_some(), "{}", claim.measure);
         }
         assert_eq!(value(row("a", 0, 1.0, 0.0).metrics.as_ref().unwrap(), "half_loss"), Some(2.0));

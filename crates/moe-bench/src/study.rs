@@ -33,13 +33,14 @@ Made by `moe report DIR.. --study FILE` from what `moe compare` measured; edit n
 
 /// Everything about one comparison.
 fn comparison(dir: &Path, results: &Results) -> Result<String> {
+    let costs = robustness::Costs::read(dir, results)?;
     let parts = [
         intro(results),
         format!("### Leaderboard\n\n{}", render(results, Style::Markdown).trim_end()),
         routing(results),
         convergence(results),
-        robustness::table(dir, results)?,
-        claims(results),
+        costs.table(),
+        claims(results, &costs),
         unequal(results),
     ];
     Ok(parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n\n"))
@@ -147,8 +148,8 @@ fn cell(entry: &RouterSummary, (measure, _, decimals): &Column) -> String {
     spread.map_or_else(|| ABSENT.into(), |spread| show_spread(*spread, *decimals))
 }
 
-fn claims(results: &Results) -> String {
-    let found = findings(results);
+fn claims(results: &Results, costs: &robustness::Costs) -> String {
+    let found = findings(results, &|row, attack| costs.of(row, attack));
     if found.is_empty() {
         return String::new();
     }
