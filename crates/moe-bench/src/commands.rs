@@ -264,6 +264,7 @@ pub fn compare(args: &CompareArgs) -> Result<()> {
     let stop = stop_flag(&screen)?;
     args.machine.ready()?;
     let comparison = Comparison::new(args)?;
+    comparison.left_out().iter().for_each(|line| eprintln!("{line}"));
     let watch = watch(args, &comparison, screen, &stop)?;
     let (results, stopped) = comparison.run(args, &stop, watch.as_ref())?;
     drop(watch);

@@ -155,6 +155,11 @@ impl Comparison {
         &self.cells
     }
 
+    /// Routers that do not fit the recipe and were not asked for, a line each with the reason.
+    pub fn left_out(&self) -> &[String] {
+        &self.left_out
+    }
+
     /// Directory of the comparison.
     pub fn out(&self) -> &Path {
         &self.out
