@@ -4,6 +4,7 @@
 
 use moe_models::encoder::Rows;
 use moe_models::{LmConfig, MaskedLm, RoutingGroup, Rules};
+use moe_routers::residual::LN_EPS;
 use moe_routers::tolerance::tolerance;
 use moe_routers::{
     ParamStore, Phase, Role, RouteCx, RouterConfig, SeededNoise, Settings, router_config, routers,
@@ -143,7 +144,9 @@ fn pooled_embeddings_are_means_without_the_separator() {
     let (x_t, position_t) = (x_bt.get(0).narrow(0, 1, 5), position_bt.get(0).narrow(0, 1, 5));
     let embedded_td =
         table("embedding").index_select(0, &x_t) + table("position").index_select(0, &position_t);
-    let want_d = embedded_td.mean_dim(0, false, Kind::Double);
+    // The norm is fresh: no weight, no bias.
+    let normed_td = embedded_td.layer_norm([8], None::<&Tensor>, None::<&Tensor>, LN_EPS, false);
+    let want_d = normed_td.mean_dim(0, false, Kind::Double);
     assert!(all[0].get(0).allclose(&want_d, limit, limit, false));
 }
 

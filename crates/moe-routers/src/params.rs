@@ -20,6 +20,9 @@ pub enum Init {
     Normal(f64),
     /// A matrix with orthonormal rows, or columns where it is tall, times this factor.
     Orthogonal(f64),
+    /// Row `p` holds `sin(p / 10000^(2i/d))` in column `2i` and the cosine in `2i + 1`, times this factor: the
+    /// positions of *Attention Is All You Need*, arXiv 1706.03762, section 3.5.
+    Sinusoids(f64),
 }
 
 /// What happens to a tensor during training.
@@ -137,6 +140,7 @@ impl ParamStore {
             Init::Orthogonal(gain) => {
                 orthogonal(&self.value(name, shape, Init::Normal(1.0), kind), gain)
             }
+            Init::Sinusoids(scale) => sinusoids(shape, scale).to_kind(kind).to_device(self.device),
             Init::Normal(std) => {
                 let mut key = [0; 32];
                 key[..8].copy_from_slice(&self.seed.to_le_bytes());
@@ -151,6 +155,19 @@ impl ParamStore {
             }
         }
     }
+}
+
+/// [`Init::Sinusoids`], double.
+fn sinusoids(shape: &[i64], scale: f64) -> Tensor {
+    let &[rows, columns] = shape else { panic!("positions are a matrix, not {shape:?}") };
+    let value = |position: i64, column: i64| {
+        let exponent = (column - column % 2) as f64 / columns as f64;
+        let angle = position as f64 / 10_000.0_f64.powf(exponent);
+        scale * if column % 2 == 0 { angle.sin() } else { angle.cos() }
+    };
+    let values: Vec<f64> =
+        (0..rows).flat_map(|row| (0..columns).map(move |column| value(row, column))).collect();
+    Tensor::from_slice(&values).view(shape)
 }
 
 /// The orthonormal factor of a matrix times `gain`, along its shorter axis.
@@ -262,6 +279,16 @@ mod tests {
             let want = Tensor::eye(3, (Kind::Double, Device::Cpu)) * 0.01;
             assert!(gram.allclose(&want, 1e-12, 1e-12, false), "{shape:?}");
         }
+    }
+
+    /// Position 1 of width 4: sin 1, cos 1, sin 0.01, cos 0.01, halved.
+    #[test]
+    fn positions_are_sines_and_cosines() {
+        let store = ParamStore::new(1, Device::Cpu, Kind::Double);
+        let w = store.root().add("w", &[2, 4], Init::Sinusoids(0.5), Role::Decayed).detach();
+        let want = [0.0, 0.5, 0.0, 0.5, 0.420_735, 0.270_151, 0.005_000, 0.499_975];
+        let got = Vec::<f64>::try_from(w.flatten(0, -1)).unwrap();
+        assert!(got.iter().zip(want).all(|(got, want)| (got - want).abs() < 1e-6), "{got:?}");
     }
 
     #[test]
