@@ -179,7 +179,7 @@ impl Comparison {
         fs::create_dir_all(&self.out)
             .with_context(|| format!("cannot write to {}", self.out.display()))?;
         let base = self.base.clone();
-        let data = unless_stopped(stop, move || Subject::open(&base))?;
+        let data = unless_stopped(stop, move || Subject::open(&base, None))?;
         let mut terms = terms(&self.base, &data, &self.cells);
         let environment = environment(args.machine.device);
         let ends = self.pool.run(&self.cells, stop, watch);

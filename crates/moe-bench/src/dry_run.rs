@@ -84,7 +84,7 @@ fn look(recipe: &Recipe) -> Result<DryRun> {
     if let Some(classify) = &recipe.classify {
         classify.check_source(&recipe)?;
     }
-    let subject = Subject::open(&recipe)?;
+    let subject = Subject::open(&recipe, None)?;
     let data = Data::new(&subject);
     let ends =
         subject.ends().ok_or_else(|| Misuse::new("--dry-run: no estimate for these data"))?;

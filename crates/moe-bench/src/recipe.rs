@@ -127,6 +127,20 @@ impl DataRecipe {
         TokenStream::new(&corpus, &self.tokenizer).map_err(refused("data.tokenizer"))
     }
 
+    /// The same for a model that was trained on `trained`: where the tokeniser is learned, it is the one
+    /// learned there, since ids mean nothing else to that model.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; another kind of tokeniser than the model was trained with.
+    pub fn open_for(&self, trained: &Self) -> Result<TokenStream, Misuse> {
+        if !self.foreign_to(trained)? {
+            return self.open();
+        }
+        let corpus = Corpus::open(&self.source).map_err(refused("data.source"))?;
+        TokenStream::with_tokenizer(&corpus, trained.open()?.tokenizer().clone())
+            .map_err(refused("data.source"))
+    }
+
     /// Reads and tokenises text in several languages.
     ///
     /// # Errors
@@ -134,6 +148,28 @@ impl DataRecipe {
     pub fn open_languages(&self) -> Result<MaskedText, Misuse> {
         let languages = Languages::open(&self.source).map_err(refused("data.source"))?;
         MaskedText::new(languages, &self.tokenizer).map_err(refused("data.tokenizer"))
+    }
+
+    /// The same for a model that was trained on `trained`.
+    ///
+    /// # Errors
+    /// As [`Self::open_for`].
+    pub fn open_languages_for(&self, trained: &Self) -> Result<MaskedText, Misuse> {
+        if !self.foreign_to(trained)? {
+            return self.open_languages();
+        }
+        let languages = Languages::open(&self.source).map_err(refused("data.source"))?;
+        let tokenizer = trained.open_languages()?.tokenizer().clone();
+        MaskedText::with_tokenizer(languages, tokenizer).map_err(refused("data.source"))
+    }
+
+    /// Whether these are other data than a model was trained on.
+    fn foreign_to(&self, trained: &Self) -> Result<bool, Misuse> {
+        if self.tokenizer != trained.tokenizer {
+            let reason = "a trained model reads the ids of its own tokeniser alone";
+            return Err(Misuse::recipe("data.tokenizer", reason));
+        }
+        Ok(self.source != trained.source)
     }
 }
 

@@ -9,7 +9,7 @@
 use crate::cli::EvalArgs;
 use crate::error::Misuse;
 use crate::recipe::Recipe;
-use crate::run::newest;
+use crate::run::{Trained, newest};
 use crate::say::say;
 use crate::subject::masked_lm;
 use anyhow::Result;
@@ -95,7 +95,7 @@ pub fn retrieval(args: &EvalArgs, place: &str, stop: &AtomicBool) -> Result<()> 
 }
 
 fn measure(args: &EvalArgs, place: &str, device: Device, stop: &AtomicBool) -> Result<Report> {
-    let (recipe, newest) = newest(&args.run, &args.sets)?;
+    let Trained { recipe, data, checkpoint } = newest(&args.run, &args.sets)?;
     let recipe = recipe.resolved()?;
     if recipe.masked.is_none() {
         let message = "--retrieval: this run has no [masked]: embeddings are those of a masked language model";
@@ -105,11 +105,11 @@ fn measure(args: &EvalArgs, place: &str, device: Device, stop: &AtomicBool) -> R
         let most = recipe.model.layers;
         return Err(Misuse::new(format!("--layer {layer}: expected 0 to {most}")).into());
     }
-    let text = recipe.data.open_languages()?;
+    let text = recipe.data.open_languages_for(&data)?;
     let pairs = pairs(&text, place, args)?;
     let store = ParamStore::new(recipe.seed, device, Kind::Float);
     let model = build(&text, &recipe, &store)?;
-    let step = checkpoint::load_model(&newest, &named(&store))?.progress.step;
+    let step = checkpoint::load_model(&checkpoint, &named(&store))?.progress.step;
     let encoder =
         Encoder { text: &text, model, context: recipe.model.context as usize, device, stop };
     let bar = progress(pairs.iter().map(|pair| 2 * pair.source.len() as u64).sum());

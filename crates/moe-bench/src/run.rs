@@ -15,7 +15,7 @@ use crate::error::{Misuse, is_stop};
 use crate::files::{self, Held};
 use crate::limits;
 use crate::log::{EvalLine, Log, SkipLine};
-use crate::recipe::Recipe;
+use crate::recipe::{DataRecipe, Recipe};
 use crate::results::Metrics;
 use crate::subject::Subject;
 use crate::worker::unless_stopped;
@@ -140,10 +140,20 @@ pub struct Prepared {
 /// # Errors
 /// A recipe or data that cannot be used, too little memory, or [`Stopped`](crate::error::Stopped).
 pub fn prepare(recipe: &Recipe, device: Device, stop: &Arc<AtomicBool>) -> Result<Prepared> {
+    prepare_for(recipe, None, device, stop)
+}
+
+/// The same with data for a model that was trained on `trained`.
+fn prepare_for(
+    recipe: &Recipe,
+    trained: Option<DataRecipe>,
+    device: Device,
+    stop: &Arc<AtomicBool>,
+) -> Result<Prepared> {
     let recipe = recipe.resolved()?;
     recipe.check()?;
     let source = recipe.clone();
-    let subject = unless_stopped(stop, move || Subject::open(&source))?;
+    let subject = unless_stopped(stop, move || Subject::open(&source, trained.as_ref()))?;
     // Refuses what could not even be numbered, before libtorch is asked for it.
     if let Some(ends) = subject.ends() {
         crate::estimate::estimate(&recipe, ends, 0)?;
@@ -416,25 +426,36 @@ pub fn load(
     device: Device,
     stop: &Arc<AtomicBool>,
 ) -> Result<Prepared> {
-    let (recipe, newest) = newest(dir, sets)?;
-    let mut prepared = prepare(&recipe, device, stop)?;
-    prepared.trainer_mut().load_weights(&newest)?;
+    let Trained { recipe, data, checkpoint } = newest(dir, sets)?;
+    let mut prepared = prepare_for(&recipe, Some(data), device, stop)?;
+    prepared.trainer_mut().load_weights(&checkpoint)?;
     Ok(prepared)
 }
 
-/// The recipe of a run with `sets` put over it, and its newest checkpoint.
+/// What a run left for evaluation.
+pub(crate) struct Trained {
+    /// Its recipe with settings put over it.
+    pub(crate) recipe: Recipe,
+    /// The data that it was trained on.
+    pub(crate) data: DataRecipe,
+    /// Its newest checkpoint.
+    pub(crate) checkpoint: PathBuf,
+}
+
+/// A run, with `sets` put over its recipe.
 ///
 /// # Errors
 /// No run or no checkpoint there.
-pub(crate) fn newest(dir: &Path, sets: &[String]) -> Result<(Recipe, PathBuf)> {
+pub(crate) fn newest(dir: &Path, sets: &[String]) -> Result<Trained> {
     let dir = RunDir(dir.to_owned());
     if !dir.recipe().exists() {
         let message = format!("{}: no run here (no recipe.toml)", dir.0.display());
         return Err(Misuse::new(message).into());
     }
-    let recipe = Recipe::read(&dir.recipe(), sets)?;
-    let newest = checkpoint::latest(&dir.checkpoints())?.ok_or_else(|| {
+    let checkpoint = checkpoint::latest(&dir.checkpoints())?.ok_or_else(|| {
         Misuse::new(format!("{}: no checkpoint yet", dir.checkpoints().display()))
     })?;
-    Ok((recipe, newest))
+    let recipe = Recipe::read(&dir.recipe(), sets)?;
+    let data = Recipe::read(&dir.recipe(), &[])?.data;
+    Ok(Trained { recipe, data, checkpoint })
 }

@@ -3,7 +3,7 @@
 use crate::classify::Labelled;
 use crate::error::Misuse;
 use crate::estimate::Ends;
-use crate::recipe::Recipe;
+use crate::recipe::{DataRecipe, Recipe};
 use crate::vae::VaeRecipe;
 use crate::vision::VisionRecipe;
 use anyhow::Result;
@@ -30,13 +30,15 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// Reads the data of a recipe.
+    /// Reads the data of a recipe; text for a model that was trained on `trained`, its own data if left out.
     ///
     /// # Errors
     /// A source that cannot be read, or that is cut in no way the recipe says.
-    pub fn open(recipe: &Recipe) -> Result<Self, Misuse> {
+    pub fn open(recipe: &Recipe, trained: Option<&DataRecipe>) -> Result<Self, Misuse> {
+        let trained = trained.unwrap_or(&recipe.data);
         if let Some(masking) = recipe.masked {
-            return Ok(Self::Masked(Arc::new(recipe.data.open_languages()?), masking));
+            let text = recipe.data.open_languages_for(trained)?;
+            return Ok(Self::Masked(Arc::new(text), masking));
         }
         if let Some(vae) = &recipe.vae {
             let images = Images::open(&recipe.data.source, None)
@@ -47,7 +49,7 @@ impl Subject {
             return Ok(Self::Labelled(classify.open(recipe)?));
         }
         let Some(vision) = &recipe.vision else {
-            return Ok(Self::Text(Arc::new(recipe.data.open()?)));
+            return Ok(Self::Text(Arc::new(recipe.data.open_for(trained)?)));
         };
         let images = Images::open(&recipe.data.source, vision.side)
             .map_err(|e| Misuse::recipe("data.source", chain(&e)))?;

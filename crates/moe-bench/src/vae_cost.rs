@@ -130,7 +130,7 @@ fn parts(store: &ParamStore) -> Parts {
 pub fn dry_run(recipe: &Recipe, json: bool) -> Result<()> {
     let recipe = recipe.resolved()?;
     recipe.check()?;
-    let Subject::Drawings(images, _) = Subject::open(&recipe)? else {
+    let Subject::Drawings(images, _) = Subject::open(&recipe, None)? else {
         return Err(Misuse::new("vae: is not in this recipe").into());
     };
     let found = DryRun {

@@ -151,6 +151,15 @@ impl MaskedText {
     /// Those of [`Tokenizer::new`] and [`Tokenizer::encode`].
     pub fn new(languages: Languages, spec: &TokenizerSpec) -> Result<Self, DataError> {
         let tokenizer = Tokenizer::new(spec, languages.text(Split::Train).as_bytes())?;
+        Self::with_tokenizer(languages, tokenizer)
+    }
+
+    /// Encodes every paragraph with a tokeniser that may come from other text: what a trained model reads.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tokenizer::encode`].
+    pub fn with_tokenizer(languages: Languages, tokenizer: Tokenizer) -> Result<Self, DataError> {
         let splits = BySplit::try_from_fn(|split| encode(&languages, &tokenizer, split))?;
         let train = (0..languages.names().len()).map(|l| places(&splits.train, l)).collect();
         Ok(Self { languages, tokenizer, splits, train })

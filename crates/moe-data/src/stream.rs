@@ -60,6 +60,16 @@ impl TokenStream {
     pub fn new(corpus: &Corpus, spec: &TokenizerSpec) -> Result<Self, DataError> {
         let train = corpus.texts.get(Split::Train);
         let tokenizer = Tokenizer::new(spec, &train.bytes).map_err(|error| error.located(train))?;
+        Self::with_tokenizer(corpus, tokenizer)
+    }
+
+    /// Encodes every split with a tokeniser that may come from another corpus: the text that a trained
+    /// model reads.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tokenizer::encode`], as in [`Self::new`].
+    pub fn with_tokenizer(corpus: &Corpus, tokenizer: Tokenizer) -> Result<Self, DataError> {
         let splits =
             BySplit::try_from_fn(|split| Encoded::new(&tokenizer, corpus.texts.get(split)))?;
         Ok(Self { corpus: corpus.name().to_owned(), tokenizer, splits })
