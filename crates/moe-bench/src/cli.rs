@@ -4,7 +4,7 @@
 use crate::commands;
 use crate::error::{Misuse, exit_code, is_stop};
 use crate::memory_cap::MemoryCap;
-use crate::speed::peers::Python;
+use crate::speed::peers::{Program, Python};
 use crate::speed::scaling::Axis;
 use crate::speed::{Dtype, Pass};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -182,13 +182,17 @@ pub struct SpeedArgs {
     /// ONNX Runtime; what is not installed there is named.
     #[arg(long, value_name = "VENV")]
     pub peers: Option<PathBuf>,
+    /// Another program that runs the same layers in turn, as NAME=FILE; may be given several times. What it is
+    /// told and has to say is in docs/performance.md; benches/candle is one.
+    #[arg(long = "program", value_name = "NAME=FILE")]
+    pub programs: Vec<Program>,
     /// For `--pass step`: which of our own models and ways take part (moe, dense-model, accumulate,
     /// recompute).
     #[arg(long, value_delimiter = ',', default_value = "moe,dense-model")]
     pub variants: Vec<String>,
     /// Instead of sizes: time and memory against each of these, the others held (`--pass` and `--dtype` say
     /// of what).
-    #[arg(long, value_enum, value_delimiter = ',', requires = "out", conflicts_with_all = ["sizes", "peers"])]
+    #[arg(long, value_enum, value_delimiter = ',', requires = "out", conflicts_with_all = ["sizes", "peers", "programs"])]
     pub scaling: Vec<Axis>,
     /// Directory for `scaling.json` and `scaling.svg`; made if it is not there.
     #[arg(long, requires = "scaling")]

@@ -205,8 +205,8 @@ pub fn measure(args: &SpeedArgs) -> Result<Option<Report>> {
             for &pass in &args.pass {
                 let bound = layers::bound(&bank, pass, bandwidth);
                 let mut candidates = layers::candidates(&bank, pass)?;
-                if let Some(python) = args.python()?.filter(|_| pass != Pass::Route) {
-                    let (found, missing) = python.layers(&bank, pass)?;
+                if pass != Pass::Route {
+                    let (found, missing) = peers::layers(args, &bank, pass)?;
                     candidates.extend(found);
                     report.miss(missing);
                 }

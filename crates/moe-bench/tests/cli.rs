@@ -4,6 +4,7 @@ mod common;
 
 use common::Place;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// The recipe of a place, trained; and the files that come of it.
@@ -189,7 +190,6 @@ fn bad_data_names_the_file() {
     assert_eq!(said.code, 0, "byte mode takes any bytes: {}", said.err);
 }
 
-/// VQMoE is pre-trained with two experts a token and serves with one of them.
 /// V-MoE changes k and C of a trained model (arXiv 2106.05974, section 5): the experts stay as they are.
 #[test]
 fn a_trained_model_is_evaluated_with_other_choices_and_room() {
@@ -209,6 +209,38 @@ fn a_trained_model_is_evaluated_with_other_choices_and_room() {
     assert_ne!(as_trained, loss(&["router.top_k=1", "capacity.factor=0.5"]));
 }
 
+/// The validation text is the same, and so is the loss, though the other training text has another vocabulary of as
+/// many words.
+#[test]
+fn a_trained_model_reads_other_text_with_its_own_vocabulary() {
+    let place = Place::new();
+    let corpus = |name: &str, train: &str| {
+        fs::create_dir(place.path(name)).unwrap();
+        for (split, text) in [("train", train), ("valid", "a c b b c a "), ("test", "c d e ")] {
+            let file = place.path(name).join(format!("wiki.{split}.tokens"));
+            fs::write(file, text.repeat(20)).unwrap();
+        }
+        format!("data.source={}", show(&place.path(name)))
+    };
+    let (own, other) = (corpus("own", "a b b c c c "), corpus("other", "c b b a a a "));
+    for kind in ["{kind='word'}", "{kind='train-bpe',vocab=260}"] {
+        let out = show(&place.path(&kind[7..11]));
+        let tokenizer = format!("data.tokenizer={kind}");
+        assert_eq!(place.train(&["--out", &out, "--set", &own, "--set", &tokenizer]).code, 0);
+        let loss = |sets: &[&str]| {
+            let flags: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+            let said = moe(&[&["eval", &out, "--json"], flags.as_slice()].concat());
+            assert_eq!(said.code, 0, "{}", said.err);
+            let line: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+            line["loss"].as_f64().unwrap()
+        };
+        assert_eq!(loss(&[]), loss(&[&other]), "{kind}");
+        let said = moe(&["eval", &out, "--set", "data.tokenizer=byte"]);
+        refused(&said, 1, &["data.tokenizer", "its own tokeniser"]);
+    }
+}
+
+/// VQMoE is pre-trained with two experts a token and serves with one of them.
 #[test]
 fn a_pretrained_codebook_serves_alone() {
     let place = Place::new();
@@ -411,4 +443,30 @@ fn a_dry_run_builds_nothing_and_prints_the_resolved_recipe() {
     }
     assert!(!place.path("never").exists());
     refused(&place.train(&["--json"]), 1, &["--dry-run"]);
+}
+
+/// Another program takes its turns; what it says of itself is believed, and where it lacks something it is named.
+#[test]
+fn another_program_is_timed_in_turn() {
+    let place = Place::new();
+    let script = "#!/bin/sh\ncase $1,$3,$4 in *'\"tokens\":4'*,forward,1) ;; *) exit 3;; esac\n\
+        [ $2 = f32 ] || { echo '{\"missing\": \"bf16\"}'; exit; }\n\
+        echo '{\"ready\": \"it 1.0\"}'; while read _; do echo '{\"seconds\": 0.25}'; done\n";
+    let path = place.path("it");
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let program = format!("it={}", show(&path));
+    let size = ["speed", "--sizes", "4/8/8/2/1", "--pass", "forward", "--dtype", "f32,bf16"];
+    let said =
+        moe(&[&size[..], &["--seconds", "0", "--threads", "1", "--json", "--program", &program]]
+            .concat());
+    assert_eq!(said.code, 0, "{}", said.err);
+    let report: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    let times: Vec<_> =
+        rows.iter().filter(|row| row["impl"] == "it").map(|row| &row["ms"]).collect();
+    assert_eq!(times, [&serde_json::json!(250.0)]);
+    assert_eq!(report["missing"], serde_json::json!([{"peer": "it", "what": "bf16"}]));
+    let said = moe(&["speed", "--program", "it"]);
+    refused(&said, 1, &["--program", "expected NAME=FILE"]);
 }

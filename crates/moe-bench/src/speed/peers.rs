@@ -1,16 +1,18 @@
 //! Other programs on the same shapes: Python scripts of this workspace around other libraries, in the
-//! user's environment. What is not installed there is named in the report.
+//! user's environment, and any program that speaks as they do. What is not installed is named in the report.
 
 use super::child::{Server, Started};
 use super::layers::Bank;
 use super::rounds::Candidate;
 use super::step::model::StepSize;
 use super::{Dtype, Missing, Pass};
+use crate::cli::SpeedArgs;
 use crate::error::Misuse;
 use anyhow::Result;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr;
 
 const SERVE: &str = include_str!("python/serve.py");
 const LAYER: &str = include_str!("python/layer.py");
@@ -71,28 +73,84 @@ impl Python {
         self.command(STEP, &[&size.to_string(), dtype.name(), &self.threads, loss])
     }
 
-    /// Every peer of a layer as a candidate, and those that are not there.
-    ///
-    /// # Errors
-    /// A peer that is installed and ends without a word.
-    pub fn layers(&self, bank: &Bank, pass: Pass) -> Result<(Vec<Candidate>, Vec<Missing>)> {
-        let (size, pass) =
-            (&bank.size, if pass == Pass::Forward { "forward" } else { "forward_backward" });
+    /// Every layer of [`LAYERS`].
+    fn layers(&self, shapes: &Shapes) -> Vec<(String, Command)> {
+        let named = |name: &&str| {
+            let args = [&[*name], shapes.args().as_slice()].concat();
+            ((*name).to_owned(), self.command(LAYER, &args))
+        };
+        LAYERS.iter().map(named).collect()
+    }
+}
+
+/// Another program that runs layers, as `NAME=FILE` on the command line.
+#[derive(Debug, Clone)]
+pub struct Program {
+    name: String,
+    file: PathBuf,
+}
+
+impl FromStr for Program {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, file)) if !name.is_empty() && !file.is_empty() => {
+                Ok(Self { name: name.into(), file: file.into() })
+            }
+            _ => Err("expected NAME=FILE".into()),
+        }
+    }
+}
+
+/// What such a program is told, in this order.
+struct Shapes {
+    size: String,
+    dtype: &'static str,
+    pass: &'static str,
+    threads: String,
+}
+
+impl Shapes {
+    fn new(bank: &Bank, pass: Pass, threads: usize) -> Self {
+        let size = &bank.size;
         let size = json!({
             "tokens": size.tokens, "width": size.width, "hidden": size.hidden,
             "experts": size.experts, "top_k": size.top_k,
-        })
-        .to_string();
-        let (mut found, mut missing) = (Vec::new(), Vec::new());
-        for name in LAYERS {
-            let args = [name, &size, bank.dtype.name(), pass, &self.threads];
-            match Server::start(name, &mut self.command(LAYER, &args))? {
-                Started::Ready(server) => found.push(candidate(name, server)),
-                Started::Missing(what) => missing.push(Missing { peer: name.into(), what }),
-            }
+        });
+        Self {
+            size: size.to_string(),
+            dtype: bank.dtype.name(),
+            pass: if pass == Pass::Forward { "forward" } else { "forward_backward" },
+            threads: threads.to_string(),
         }
-        Ok((found, missing))
     }
+
+    fn args(&self) -> [&str; 4] {
+        [&self.size, self.dtype, self.pass, &self.threads]
+    }
+}
+
+/// Every other program that runs a layer, as a candidate, and those that are not there.
+///
+/// # Errors
+/// A program that cannot be started, or that ends without a word.
+pub fn layers(args: &SpeedArgs, bank: &Bank, pass: Pass) -> Result<(Vec<Candidate>, Vec<Missing>)> {
+    let shapes = Shapes::new(bank, pass, args.machine.thread_count());
+    let mut commands = args.python()?.map_or_else(Vec::new, |python| python.layers(&shapes));
+    commands.extend(args.programs.iter().map(|program| {
+        let mut command = Command::new(&program.file);
+        command.args(shapes.args());
+        (program.name.clone(), command)
+    }));
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for (name, mut command) in commands {
+        match Server::start(&name, &mut command)? {
+            Started::Ready(server) => found.push(candidate(&name, server)),
+            Started::Missing(what) => missing.push(Missing { peer: name, what }),
+        }
+    }
+    Ok((found, missing))
 }
 
 fn candidate(name: &str, mut server: Server) -> Candidate {
@@ -107,6 +165,15 @@ mod tests {
     fn an_environment_without_an_interpreter_is_refused() {
         let error = Python::of(Path::new("/nowhere/venv"), 2).unwrap_err().to_string();
         assert_eq!(error, "--peers /nowhere/venv: no Python environment (no bin/python)");
+    }
+
+    #[test]
+    fn a_program_has_a_name_and_a_file() {
+        let program: Program = "candle=target/peer".parse().unwrap();
+        assert_eq!((program.name.as_str(), program.file), ("candle", "target/peer".into()));
+        for bad in ["candle", "=file", "candle="] {
+            assert_eq!(bad.parse::<Program>().unwrap_err(), "expected NAME=FILE");
+        }
     }
 
     /// The interpreter gets the whole script, and nothing of it touches the disk.
