@@ -1,9 +1,9 @@
 //! The command line: flags, and the way from an error to an exit code.
-#![expect(clippy::print_stderr, reason = "a command line tool talks to its terminal")]
 
 use crate::commands;
 use crate::error::{Misuse, exit_code, is_stop};
 use crate::memory_cap::MemoryCap;
+use crate::say::note;
 use crate::speed::peers::Python;
 use crate::speed::scaling::Axis;
 use crate::speed::{Dtype, Pass};
@@ -497,7 +497,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let what = if is_stop(&error) { "moe" } else { "error" };
-            eprintln!("{what}: {error:#}");
+            note(format_args!("{what}: {error:#}"));
             ExitCode::from(exit_code(&error))
         }
     }

@@ -4,6 +4,9 @@
 //! one process each, on equal terms; [`results`] is what it writes for other tools, [`table`] and
 //! [`report`] what it shows to people.
 
+// The reader of a pipe may leave, and then these panic; `say` has what does not.
+#![forbid(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod analyse;
 pub mod between;
 pub mod cells;

@@ -19,7 +19,7 @@ pub use record::{MeanCorruption, NotRun, Robustness, Row, Score};
 use crate::cli::RobustArgs;
 use crate::error::Misuse;
 use crate::run::{Prepared, load};
-use crate::say::say;
+use crate::say::{say, say_json};
 use crate::subject::Subject;
 use crate::worker::stop_flag;
 use anyhow::Result;
@@ -44,7 +44,7 @@ pub fn run(args: &RobustArgs) -> Result<()> {
     }
     let found = of_run(args, (&args.dir, args.against.as_deref()), device, &stop)?;
     match args.json {
-        true => say(&(serde_json::to_string_pretty(&found)? + "\n"))?,
+        true => say_json(&found)?,
         false => {
             let path = args.dir.join(FILE);
             say(&format!("{}\n{}\n", table::of_run(&found), path.display()))?;

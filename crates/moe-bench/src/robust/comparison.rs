@@ -6,7 +6,7 @@ use super::{of_run, table};
 use crate::cells::run_dir;
 use crate::cli::RobustArgs;
 use crate::results::Results;
-use crate::say::say;
+use crate::say::{say, say_json};
 use crate::summary::DENSE;
 use anyhow::{Context, Result};
 use moe_core::stats::{Interval, Summary, bca_interval, resampled_means};
@@ -115,7 +115,7 @@ pub(super) fn run(args: &RobustArgs, device: Device, stop: &Arc<AtomicBool>) -> 
     // The report takes the new table up.
     crate::compare::write(&args.dir, &results)?;
     match args.json {
-        true => say(&(serde_json::to_string_pretty(&overview)? + "\n"))?,
+        true => say_json(&overview)?,
         false => say(&format!("{markdown}\n{}\n", args.dir.join(FILE).display()))?,
     }
     Ok(())
