@@ -54,6 +54,7 @@ pub mod sweep;
 pub mod table;
 pub mod tensorboard;
 pub mod terms;
+pub mod tsne;
 pub mod vae;
 pub mod vae_cost;
 pub mod verdict;
