@@ -4,7 +4,7 @@
 //! the workspace and needs no libtorch.
 
 // The reader of a pipe may leave, and then these panic; `say` has what does not.
-#![forbid(clippy::print_stdout, clippy::print_stderr)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 #[cfg(not(unix))]
 compile_error!("the workspace is built on Linux; on Windows, use its subsystem for Linux");

@@ -296,7 +296,7 @@ pub struct RobustArgs {
     /// At most this many batches; the whole split if left out.
     #[arg(long)]
     pub batches: Option<usize>,
-    /// Seed of the damage.
+    /// Seed of the damage, and of the order of other sets' pictures.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Run whose errors the mean corruption error is relative to, a dense one for instance; in a comparison

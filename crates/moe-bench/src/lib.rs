@@ -5,7 +5,7 @@
 //! [`report`] what it shows to people.
 
 // The reader of a pipe may leave, and then these panic; `say` has what does not.
-#![forbid(clippy::print_stdout, clippy::print_stderr)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod analyse;
 pub mod between;

@@ -17,8 +17,8 @@ use tch::Tensor;
 pub(super) const SAMPLES: usize = 1024;
 /// Tokens on a map.
 const MAP_POINTS: usize = 400;
-/// Iterations of t-SNE: after so many the map of that many tokens moves little.
-const ITERATIONS: usize = 750;
+/// Iterations of t-SNE, half of which exaggerate; enough for that many tokens.
+const ITERATIONS: usize = 500;
 
 /// What one sparse layer did with the probe tokens.
 #[derive(Default)]

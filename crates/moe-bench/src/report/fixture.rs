@@ -161,7 +161,7 @@ fn routing(index: usize, noise: &mut Noise) -> RoutingMetrics {
     let points: Vec<_> = (0..400).map(point).collect();
     // Clusters of one expert each that lie elsewhere than in the plane.
     let xy = points.iter().map(|(x, y, _)| (4.0 * y + noise.next(), x - y)).collect();
-    let tsne = Some(Neighbours { perplexity: 30.0, iterations: 750, seed: 42, xy });
+    let tsne = Some(Neighbours { perplexity: 30.0, iterations: 500, seed: 42, xy });
     let map = Map { layer: LAYERS - 1, explained: 0.41, points, tsne };
     RoutingMetrics {
         routing_fluctuation: Some(moe_core::stats::mean(&fluctuation_curve)),

@@ -27,10 +27,10 @@ pub(super) fn render(view: &View<'_>) -> String {
     let lede = "What the router of the last sparse layer read, token by token, coloured by the token’s \
                 first expert; squares are experts from 8 on. The large picture is t-SNE: it keeps \
                 neighbours together, and its distances, sizes and axes mean nothing. A number stands \
-                where its expert’s tokens are densest. The small one is the plane in which the same \
-                tokens vary most (principal components), with the share of the variance that it holds; \
-                tokens beyond the middle 96 % along an axis stand at its edge. One seed each, the same \
-                tokens everywhere.";
+                beside the place where its expert’s tokens are densest. The small one is the plane in \
+                which the same tokens vary most (principal components), with the share of the variance \
+                that it holds; tokens beyond the middle 96 % along an axis stand at its edge. One seed \
+                each, the same tokens everywhere.";
     let body = format!("<div class=\"panels wide-panels\">{cards}</div>");
     section("map", "What experts read", lede, &body)
 }
@@ -138,7 +138,9 @@ fn numbers(of: &BTreeMap<Option<usize>, Vec<Place>>, tokens: usize) -> String {
         let place = crowd(places, &taken);
         taken.push(place);
         let shown = expert.map_or_else(|| "–".to_owned(), |expert| expert.to_string());
-        let (x, y) = (At(place.0), At(place.1 + 5.0));
+        // Above the crowd, which may be a single spot that it would hide; below where there is no room.
+        let beside = if place.1 < 2.0 * EDGE { 20.0 } else { -8.0 };
+        let (x, y) = (At(place.0), At(place.1 + beside));
         format!("<text x=\"{x}\" y=\"{y}\" text-anchor=\"middle\">{shown}</text>")
     })
 }
@@ -174,12 +176,12 @@ mod tests {
     fn neighbours_come_first_and_say_how_they_were_made() {
         let points = vec![(0.0, 0.0, Some(0)), (1.0, 1.0, Some(1))];
         let xy = vec![(5.0, 5.0), (-5.0, 5.0)];
-        let tsne = Neighbours { perplexity: 30.0, iterations: 750, seed: 42, xy };
+        let tsne = Neighbours { perplexity: 30.0, iterations: 500, seed: 42, xy };
         let page = pictures(&Map { layer: 1, explained: 0.5, points, tsne: Some(tsne) }, "x");
         let page = page.unwrap();
         let (large, rest) = page.split_once("class=\"map small\"").unwrap();
         assert!(large.contains(">0</text>") && !rest.contains("</text>"), "{page}");
-        assert!(rest.contains("perplexity 30, 750 iterations, start of seed 42"), "{page}");
+        assert!(rest.contains("perplexity 30, 500 iterations, start of seed 42"), "{page}");
     }
 
     /// Two tokens side by side are a crowd, unless its place is taken.

@@ -49,16 +49,15 @@ impl Sets {
             return Err(Misuse::new(format!("{flag}: expected a run on labelled images")));
         };
         Ok(Self {
-            hard: pictures("--hard", &args.hard, images, read_folder)?,
-            unknown: pictures("--unknown", &args.unknown, images, read_unknown)?,
+            hard: pictures(("--hard", &args.hard), (images, args.seed), read_folder)?,
+            unknown: pictures(("--unknown", &args.unknown), (images, args.seed), read_unknown)?,
         })
     }
 }
 
 fn pictures(
-    flag: &'static str,
-    dirs: &[PathBuf],
-    images: &Images,
+    (flag, dirs): (&'static str, &[PathBuf]),
+    (images, seed): (&Images, u64),
     read: Reader,
 ) -> Result<Vec<Pictures>, Misuse> {
     let mut found: Vec<Pictures> = Vec::new();
@@ -69,7 +68,9 @@ fn pictures(
             let what = format!("two directories are called {name}; expected different names");
             return Err(Misuse::new(format!("{flag}: {what}")));
         }
-        let set = read(dir, images).map_err(|error| refused(flag, error))?;
+        // Folder by folder a batch would hold one class, whose experts run out of room, and `--batches` few.
+        let set = read(dir, images).and_then(|set| set.shuffled(seed));
+        let set = set.map_err(|error| refused(flag, error))?;
         found.push(Pictures { flag, name, set });
     }
     Ok(found)
