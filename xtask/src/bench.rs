@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use crate::env::Env;
 use crate::libtorch::setup::set_up;
 use crate::problem::problem;
+use crate::say::tell;
 use crate::signals::{exit_code, run_to_end};
 use crate::workspace::Workspace;
 
@@ -96,7 +97,10 @@ impl Times {
     /// On standard error: standard output is the comparison's.
     pub(crate) fn print(&self) {
         let part = |(name, time): &(&str, Duration)| format!("{name} {:.1} s", time.as_secs_f64());
-        eprintln!("wall time: {}", self.parts.iter().map(part).collect::<Vec<_>>().join(", "));
+        tell(format_args!(
+            "wall time: {}",
+            self.parts.iter().map(part).collect::<Vec<_>>().join(", ")
+        ));
     }
 }
 

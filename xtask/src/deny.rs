@@ -8,6 +8,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result};
 
+use crate::say::say;
 use crate::workspace::Workspace;
 
 /// What is checked from the lock file and the sources alone.
@@ -34,9 +35,9 @@ fn installed(workspace: &Workspace) -> bool {
 /// Runs the checks that need no network; true as for [`run`].
 pub(crate) fn offline(workspace: &Workspace) -> Result<bool> {
     if !installed(workspace) {
-        println!(
+        say(
             "deny: cargo-deny is not installed, so licences, sources and duplicates were not checked; \
-             mend: cargo install cargo-deny --locked"
+             mend: cargo install cargo-deny --locked",
         );
         return Ok(true);
     }
@@ -47,11 +48,9 @@ pub(crate) fn offline(workspace: &Workspace) -> Result<bool> {
 /// Tells how the check of advisories ended; no database is no finding.
 fn advisories_pass(passed: bool, said: &str) -> bool {
     match (passed, said.contains("failed to fetch advisory database")) {
-        (true, _) => println!("advisories ok"),
-        (false, true) => {
-            println!("advisories NOT CHECKED: the database cannot be reached from here")
-        }
-        (false, false) => println!("{}", said.trim_end()),
+        (true, _) => say("advisories ok"),
+        (false, true) => say("advisories NOT CHECKED: the database cannot be reached from here"),
+        (false, false) => say(said.trim_end()),
     }
     passed || said.contains("failed to fetch advisory database")
 }

@@ -14,6 +14,7 @@ use crate::bench::{Times, build, run_program};
 use crate::env::Env;
 use crate::libtorch::setup::set_up;
 use crate::problem::problem;
+use crate::say::say;
 use crate::workspace::Workspace;
 use crate::{FAILURE, compiler};
 
@@ -65,7 +66,7 @@ fn count_gate(workspace: &Workspace, bless: bool) -> Result<u8> {
     if bless {
         let text = serde_json::to_string_pretty(&found)? + "\n";
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-        println!("{} counts recorded in {}", found.instructions.len(), path.display());
+        say(format_args!("{} counts recorded in {}", found.instructions.len(), path.display()));
         return Ok(0);
     }
     let Ok(text) = fs::read_to_string(&path) else {
@@ -77,13 +78,16 @@ fn count_gate(workspace: &Workspace, bless: bool) -> Result<u8> {
     let recorded: Counts =
         serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
     if recorded.rustc != found.rustc {
-        println!("counts not compared: recorded with {}, this is {}", recorded.rustc, found.rustc);
+        say(format_args!(
+            "counts not compared: recorded with {}, this is {}",
+            recorded.rustc, found.rustc
+        ));
         return Ok(0);
     }
     let faults = faults(&recorded.instructions, &found.instructions);
-    faults.iter().for_each(|fault| println!("{fault}"));
+    faults.iter().for_each(say);
     if faults.is_empty() {
-        println!("{} counts as recorded, within {COUNT_BAND}", found.instructions.len());
+        say(format_args!("{} counts as recorded, within {COUNT_BAND}", found.instructions.len()));
     }
     Ok(if faults.is_empty() { 0 } else { FAILURE })
 }

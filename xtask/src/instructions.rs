@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::problem::problem;
+use crate::say::say;
 use crate::workspace::Workspace;
 
 /// The program that runs a hot path, and the function within which counting happens.
@@ -38,7 +39,7 @@ pub(crate) fn run(workspace: &Workspace, sets: &[String], wanted: &[String]) -> 
             }
             found = true;
             let instructions = count(&program, path, set, scratch.path())?;
-            println!("{}", serde_json::to_string(&Count { name, instructions })?);
+            say(serde_json::to_string(&Count { name, instructions })?);
         }
     }
     if !found {

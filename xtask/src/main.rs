@@ -3,11 +3,8 @@
 //! A program of its own, so that it builds when the product does not: it depends on no crate of
 //! the workspace and needs no libtorch.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command line tool talks to its terminal"
-)]
+// The reader of a pipe may leave, and then these panic; `say` has what does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 #[cfg(not(unix))]
 compile_error!("the workspace is built on Linux; on Windows, use its subsystem for Linux");
@@ -25,6 +22,7 @@ mod libtorch;
 mod pipe;
 mod problem;
 mod progress;
+mod say;
 mod signals;
 mod soak;
 mod testing;
@@ -38,6 +36,7 @@ use clap::Parser;
 
 use cli::{Action, Cli};
 use env::Env;
+use say::{say, tell};
 use soak::Soak;
 use workspace::Workspace;
 
@@ -55,7 +54,7 @@ fn main() -> ExitCode {
     match run(cli.command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            tell(format_args!("error: {error:#}"));
             ExitCode::from(FAILURE)
         }
     }
@@ -90,9 +89,9 @@ fn run(action: Action) -> Result<u8> {
 
 fn setup(workspace: &Workspace, env: &Env, force: bool) -> Result<u8> {
     let view = libtorch::setup::set_up(workspace, env, force)?;
-    println!("libtorch {} is in place: {}", libtorch::VERSION, view.display());
+    say(format_args!("libtorch {} is in place: {}", libtorch::VERSION, view.display()));
     let compiler = libtorch::nvrtc::set_up(workspace, env, force)?;
-    println!("NVRTC is in place: {}", compiler.display());
+    say(format_args!("NVRTC is in place: {}", compiler.display()));
     Ok(0)
 }
 

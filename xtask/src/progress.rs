@@ -4,10 +4,12 @@ use std::io::{self, IsTerminal, Read};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::say::tell;
+
 /// A bar over bytes; where it cannot be shown, a line that says what is under way.
 pub(crate) fn bytes(label: &str, total: u64) -> ProgressBar {
     if !io::stderr().is_terminal() {
-        eprintln!("{label} ({})", size(total));
+        tell(format_args!("{label} ({})", size(total)));
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(total).with_message(label.to_owned());

@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::bench::build;
 use crate::env::Env;
 use crate::libtorch::setup::set_up;
+use crate::say::{say, tell};
 use crate::workspace::Workspace;
 
 /// A checkpoint every so many steps, in both runs.
@@ -92,7 +93,7 @@ impl Runs {
             child.wait()?;
             kills += 1;
             let step = newest(&self.out.join("killed"))?;
-            eprintln!("kill {kills}: the newest checkpoint is of step {step}");
+            tell(format_args!("kill {kills}: the newest checkpoint is of step {step}"));
         }
         Ok(kills)
     }
@@ -110,9 +111,9 @@ impl Runs {
             let bytes = |name: &str| read(&dir(name).join(file));
             ensure!(bytes("killed")? == bytes("alone")?, "{file} of step {step} differs");
         }
-        println!(
+        say(format_args!(
             "soak: {kills} kills and resumes, step {step}: weights and moments are equal byte for byte"
-        );
+        ));
         Ok(())
     }
 }

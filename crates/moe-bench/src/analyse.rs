@@ -16,6 +16,7 @@ use crate::error::{Misuse, Stopped};
 use crate::run::load;
 use crate::say::say;
 use crate::subject::Subject;
+use crate::tsne::FEWEST;
 use crate::worker;
 use anyhow::{Context, Result, ensure};
 use collect::{Drawn, collect};
@@ -124,7 +125,7 @@ fn measures(
     bar: &ProgressBar,
 ) -> Result<Measures> {
     let (label_n, expert_n) = (&drawn.label_n, &drawn.expert_n);
-    ensure!(label_n.len() >= measure::FEWEST, "{} images are too few", label_n.len());
+    ensure!(label_n.len() >= FEWEST, "{} images are too few", label_n.len());
     let found = Specialisation::of(label_n, expert_n, Some(drawn.classes), Some(drawn.experts))?;
     let load_e = found.count_le.sum_axis(ndarray::Axis(0));
     let go_on = || match stop.load(Ordering::Relaxed) {

@@ -1,14 +1,15 @@
 //! The command line: flags, and the way from an error to an exit code.
-#![expect(clippy::print_stderr, reason = "a command line tool talks to its terminal")]
 
 use crate::commands;
 use crate::error::{Misuse, exit_code, is_stop};
 use crate::memory_cap::MemoryCap;
+use crate::say::note;
 use crate::speed::peers::{Program, Python};
 use crate::speed::scaling::Axis;
 use crate::speed::{Dtype, Pass};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moe_data::Split;
+use moe_train::ImageAttack;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tch::Device;
@@ -299,7 +300,7 @@ pub struct RobustArgs {
     /// At most this many batches; the whole split if left out.
     #[arg(long)]
     pub batches: Option<usize>,
-    /// Seed of the damage.
+    /// Seed of the damage, and of the order of other sets' pictures.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Run whose errors the mean corruption error is relative to, a dense one for instance; in a comparison
@@ -312,6 +313,15 @@ pub struct RobustArgs {
     /// Corrupted images in the layout of CIFAR-10-C or ImageNet-C, instead of making them; of the test split.
     #[arg(long, value_name = "DIR")]
     pub corrupted: Option<PathBuf>,
+    /// Hard pictures in folders named after some of the run's classes (ImageNet-A, ImageNet-R): accuracy with
+    /// logits restricted to those classes, and among all. May be given several times; without `--attacks`
+    /// nothing is attacked.
+    #[arg(long, value_name = "DIR")]
+    pub hard: Vec<PathBuf>,
+    /// Pictures of none of the run's classes (ImageNet-O), in folders of any name: how well the largest softmax
+    /// tells them from the split's images (AUROC, AUPR, FPR at 95 % recall). Several times, as `--hard`.
+    #[arg(long, value_name = "DIR")]
+    pub unknown: Vec<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -501,7 +511,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let what = if is_stop(&error) { "moe" } else { "error" };
-            eprintln!("{what}: {error:#}");
+            note(format_args!("{what}: {error:#}"));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -525,6 +535,22 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Data { action } => commands::data(&action),
         Command::Schema => commands::schema(),
         Command::Doctor => commands::doctor(),
+    }
+}
+
+impl RobustArgs {
+    /// The flag that asks for pictures of other sets, if one does.
+    pub fn flag_of_sets(&self) -> Option<&'static str> {
+        let flags = [("--hard", &self.hard), ("--unknown", &self.unknown)];
+        flags.into_iter().find_map(|(flag, dirs)| (!dirs.is_empty()).then_some(flag))
+    }
+
+    /// Whether corruptions are asked for: by name, or by leaving all names out.
+    pub fn corrupts(&self) -> bool {
+        match self.attacks.is_empty() {
+            true => self.flag_of_sets().is_none(),
+            false => self.attacks.iter().any(|name| !ImageAttack::NAMES.contains(&name.as_str())),
+        }
     }
 }
 

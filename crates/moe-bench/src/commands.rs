@@ -1,9 +1,4 @@
 //! What each subcommand does.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command line tool talks to its terminal"
-)]
 
 use crate::cells::Watch;
 use crate::cli::{
@@ -15,16 +10,18 @@ use crate::dashboard::screen::Screen;
 use crate::dashboard::{self, Dashboard};
 use crate::environment::{environment, hardware_threads};
 use crate::error::Misuse;
+use crate::log::EvalLine;
 use crate::progress::Bars;
 use crate::recipe::Recipe;
 use crate::results::Results;
 use crate::run::{Event, Outcome, RunDir, load, prepare};
-use crate::say::say;
+use crate::say::{note, say, say_json, say_line};
 use crate::subject::Subject;
 use crate::table::{Style, render};
 use crate::{data, papers, worker};
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use moe_train::LayerReport;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -57,16 +54,14 @@ pub fn speed(args: &SpeedArgs) -> Result<()> {
     }
     let Some(report) = crate::speed::measure(args)? else { return Ok(()) };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{}", crate::speed::table::render(&report));
+        return say_json(&report);
     }
-    Ok(())
+    Ok(say(&crate::speed::table::render(&report))?)
 }
 
 /// `moe speed --scaling`: the curves as files, and their slopes as a table.
 fn scaling(args: &SpeedArgs, dir: &Path) -> Result<()> {
-    let found = crate::speed::scaling::measure(args, |point| eprintln!("{point}"))?;
+    let found = crate::speed::scaling::measure(args, |point| note(point))?;
     fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
     let json = serde_json::to_string_pretty(&found)?;
     let svg = crate::speed::scaling::draw::svg(&found).map_err(anyhow::Error::msg)?;
@@ -74,11 +69,10 @@ fn scaling(args: &SpeedArgs, dir: &Path) -> Result<()> {
         let path = dir.join(name);
         fs::write(&path, text).with_context(|| format!("{}", path.display()))?;
     }
-    match args.json {
-        true => println!("{json}"),
-        false => print!("{}", crate::speed::scaling::render(&found)),
-    }
-    Ok(())
+    Ok(match args.json {
+        true => say_line(json),
+        false => say(&crate::speed::scaling::render(&found)),
+    }?)
 }
 
 /// `moe train`.
@@ -128,20 +122,20 @@ pub fn train(args: &TrainArgs) -> Result<()> {
             let text = recipe.is_language_model();
             let perplexity = text.then(|| format!(", perplexity {:.2}", metrics.valid_perplexity));
             let accuracy = metrics.valid_accuracy.map(|share| format!(", accuracy {share:.4}"));
-            println!(
+            say_line(format_args!(
                 "{}: validation loss {:.4}{}{}, {:.0} tokens/s",
                 dir.0.display(),
                 metrics.valid_loss,
                 perplexity.unwrap_or_default(),
                 accuracy.unwrap_or_default(),
                 metrics.tokens_per_second
-            );
+            ))?;
         }
-        Outcome::Stopped(step) => println!(
+        Outcome::Stopped(step) => say_line(format_args!(
             "{}: stopped after step {step}; the same command with --out {} --resume goes on",
             dir.0.display(),
             dir.0.display()
-        ),
+        ))?,
     }
     Ok(())
 }
@@ -169,7 +163,7 @@ fn draw(bar: &ProgressBar, event: &Event<'_>) {
             bar.println(format!("step {:>6}: validation loss {loss:.4}{accuracy}", line.step));
         }
         // Also where there is no terminal for the bar.
-        Event::Note(line) => bar.suspend(|| eprintln!("{line}")),
+        Event::Note(line) => bar.suspend(|| note(line)),
     }
 }
 
@@ -202,42 +196,46 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         None => prepared.evaluate(split, args.batches)?,
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&line)?);
-        return Ok(());
+        return say_json(&line);
     }
-    let (report, bits) = (&line.report, line.bits_per_byte);
-    let unit = prepared.subject().unit();
-    println!("step {}, {} split, {} {unit}", line.step, line.split, report.tokens);
-    match prepared.subject() {
-        Subject::Drawings(..) => println!("squared error {:.4} per image", report.loss),
+    Ok(say(&evaluated(&line, prepared.subject()))?)
+}
+
+/// An evaluation for people.
+fn evaluated(line: &EvalLine, subject: &Subject) -> String {
+    let (report, unit) = (&line.report, subject.unit());
+    let head = format!("step {}, {} split, {} {unit}", line.step, line.split, report.tokens);
+    let perplexity =
+        || format!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
+    let loss = match subject {
+        Subject::Drawings(..) => format!("squared error {:.4} per image", report.loss),
         Subject::Images(..) | Subject::Labelled(_) => {
-            println!("loss {:.4} nats per {}", report.loss, unit.trim_end_matches('s'));
+            format!("loss {:.4} nats per {}", report.loss, unit.trim_end_matches('s'))
         }
-        Subject::Masked(..) => {
-            println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
-        }
+        Subject::Masked(..) => perplexity(),
         Subject::Text(_) => {
-            println!("loss {:.4} nats per token, perplexity {:.3}", report.loss, report.loss.exp());
-            println!(
-                "bits per byte {}",
-                bits.map_or("undefined: the tokens lose text".into(), |b| format!("{b:.4}"))
-            );
+            let bits = line.bits_per_byte.map(|bits| format!("{bits:.4}"));
+            let bits = bits.unwrap_or_else(|| "undefined: the tokens lose text".into());
+            format!("{}\nbits per byte {bits}", perplexity())
         }
-    }
-    for (name, value) in &report.measures {
-        println!("{} {}", name.replace('_', " "), crate::sweep::shown(name, *value));
-    }
-    for (index, layer) in report.layers.iter().enumerate() {
+    };
+    let measure = |(name, value): (&String, &f64)| {
+        format!("{} {}", name.replace('_', " "), crate::sweep::shown(name, *value))
+    };
+    let layer = |(index, layer): (usize, &LayerReport)| {
         let total: f64 = layer.load_e.iter().sum::<f64>().max(1.0);
         let shares: Vec<_> = layer.load_e.iter().map(|n| format!("{:.3}", n / total)).collect();
-        println!(
+        format!(
             "sparse layer {index}: shares {}; gate entropy {:.3}; tokens left behind {:.2} %",
             shares.join(" "),
             layer.gate_entropy,
             100.0 * layer.fraction_tokens_left_behind
-        );
-    }
-    Ok(())
+        )
+    };
+    let measures = report.measures.iter().map(measure);
+    let layers = report.layers.iter().enumerate().map(layer);
+    let lines = [head, loss].into_iter().chain(measures).chain(layers);
+    lines.map(|line| line + "\n").collect()
 }
 
 /// `moe inspect`.
@@ -248,11 +246,9 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
     let report = crate::inspect::inspect(args)?;
     crate::inspect::write_page(args, &report)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{}", crate::inspect::table(&report));
+        return say_json(&report);
     }
-    Ok(())
+    Ok(say(&crate::inspect::table(&report))?)
 }
 
 /// `moe compare`.
@@ -264,21 +260,22 @@ pub fn compare(args: &CompareArgs) -> Result<()> {
     let stop = stop_flag(&screen)?;
     args.machine.ready()?;
     let comparison = Comparison::new(args)?;
-    comparison.left_out().iter().for_each(|line| eprintln!("{line}"));
+    comparison.left_out().iter().for_each(note);
     let watch = watch(args, &comparison, screen, &stop)?;
     let (results, stopped) = comparison.run(args, &stop, watch.as_ref())?;
     drop(watch);
     let out = comparison.out().display();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
+        say_json(&results)?;
     } else {
-        println!("{}", render(&results, Style::Terminal));
-        println!("{out}/report.html  {out}/results.{{json,csv,md,parquet}}  {out}/curves.csv");
+        say_line(render(&results, Style::Terminal))?;
+        let files = format!("{out}/report.html  {out}/results.{{json,csv,md,parquet}}");
+        say_line(format_args!("{files}  {out}/curves.csv"))?;
     }
     if stopped {
-        eprintln!(
+        note(format_args!(
             "stopped; finished runs are kept, and the same command with --out {out} continues"
-        );
+        ));
         return Ok(());
     }
     let failed = results.rows.iter().filter(|row| row.error.is_some()).count();
@@ -309,15 +306,14 @@ pub fn report(dirs: &[PathBuf], study: Option<&Path>) -> Result<()> {
     for dir in dirs {
         let results = results(dir)?;
         crate::compare::write(dir, &results)?;
-        println!("{}", render(&results, Style::Terminal));
-        println!("{}", dir.join("report.html").display());
+        say_line(render(&results, Style::Terminal))?;
+        say_line(dir.join("report.html").display())?;
         read.push((dir.clone(), results));
     }
     let Some(path) = study else { return Ok(()) };
     let page = crate::study::page(&read)?;
     fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("{}", path.display());
-    Ok(())
+    Ok(say_line(path.display())?)
 }
 
 /// The results in the directory of a comparison.
@@ -366,24 +362,18 @@ pub fn schema() -> Result<()> {
 /// If libtorch does not compute what it should.
 pub fn doctor() -> Result<()> {
     let found = environment(Device::Cpu);
-    println!("moe          {} (commit {})", found.version, found.commit);
-    println!("platform     {}", found.platform);
-    println!("processor    {} with {}", found.cpu, found.cpu_features.join(" "));
-    println!("threads      {}", hardware_threads());
+    say_line(format_args!("moe          {} (commit {})", found.version, found.commit))?;
+    say_line(format_args!("platform     {}", found.platform))?;
+    let features = found.cpu_features.join(" ");
+    say_line(format_args!("processor    {} with {features}", found.cpu))?;
+    say_line(format_args!("threads      {}", hardware_threads()))?;
     let place = moe_torch_sys::libtorch_directory();
-    println!(
-        "libtorch     {} in {}",
-        found.libtorch,
-        place.map_or("?".into(), |p| p.display().to_string())
-    );
-    println!(
-        "CUDA         {:?}, {} devices",
-        moe_torch_sys::load_cuda(),
-        tch::Cuda::device_count()
-    );
+    let place = place.map_or("?".into(), |place| place.display().to_string());
+    say_line(format_args!("libtorch     {} in {place}", found.libtorch))?;
+    let (part, devices) = (moe_torch_sys::load_cuda(), tch::Cuda::device_count());
+    say_line(format_args!("CUDA         {part:?}, {devices} devices"))?;
     let one = Tensor::ones([64, 64], (Kind::Float, Device::Cpu));
     let sum = one.matmul(&one).sum(Kind::Double).double_value(&[]);
     ensure!(sum == 64.0 * 64.0 * 64.0, "libtorch multiplies wrongly: {sum}");
-    println!("verdict      fine");
-    Ok(())
+    Ok(say_line("verdict      fine")?)
 }

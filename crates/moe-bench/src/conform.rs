@@ -1,8 +1,8 @@
 //! `moe conform`: runs conformance cases and reports them by paper.
-#![expect(clippy::print_stdout, reason = "a command line tool talks to its terminal")]
 
 use crate::cli::{BackendArg, ConformArgs};
 use crate::error::Misuse;
+use crate::say::{say_json, say_line};
 use anyhow::{Result, ensure};
 use moe_conform::{Backend, Case, Verdict, check};
 use serde_json::{Value, json};
@@ -34,10 +34,10 @@ pub fn run(args: &ConformArgs) -> Result<()> {
     let failed = verdicts.iter().filter(|(_, v)| v.failure.is_some()).count();
     if args.json {
         let list: Vec<Value> = verdicts.iter().map(|(case, v)| as_json(case, v)).collect();
-        println!("{}", serde_json::to_string_pretty(&list)?);
+        say_json(&list)?;
     } else {
-        verdicts.iter().for_each(|(_, verdict)| println!("{}", line(verdict)));
-        print_totals(&verdicts);
+        verdicts.iter().try_for_each(|(_, verdict)| say_line(line(verdict)))?;
+        say_totals(&verdicts)?;
     }
     ensure!(failed == 0, "{failed} of {} checks failed", verdicts.len());
     Ok(())
@@ -69,7 +69,7 @@ fn as_json(case: &Case, verdict: &Verdict) -> Value {
     })
 }
 
-fn print_totals(verdicts: &[(&Case, Verdict)]) {
+fn say_totals(verdicts: &[(&Case, Verdict)]) -> std::io::Result<()> {
     let mut totals: BTreeMap<(&str, &str), Total> = BTreeMap::new();
     for (case, verdict) in verdicts {
         let paper = case.op.split('.').next().unwrap_or_default();
@@ -83,8 +83,9 @@ fn print_totals(verdicts: &[(&Case, Verdict)]) {
         }
     }
     for ((paper, backend), Total { passed, failed, worst }) in totals {
-        println!(
+        say_line(format_args!(
             "{paper:<12} {backend:<9} {passed:>4} passed, {failed} failed, worst relative error {worst:.1e}"
-        );
+        ))?;
     }
+    Ok(())
 }

@@ -5,7 +5,7 @@ use crate::environment::peak_memory_bytes;
 use crate::error::Misuse;
 use crate::estimate::{Estimate, estimate};
 use crate::recipe::Recipe;
-use crate::say::say;
+use crate::say::{say, say_json};
 use crate::subject::Subject;
 use anyhow::Result;
 use moe_data::Split;
@@ -63,7 +63,7 @@ pub fn dry_run(args: &TrainArgs) -> Result<()> {
     }
     let found = look(&recipe)?;
     if args.json {
-        return Ok(say(&(serde_json::to_string_pretty(&found)? + "\n"))?);
+        return say_json(&found);
     }
     let Data { corpus, tokenizer, unit, train, valid, test, cut } = &found.data;
     let (choices, of) = match found.estimate.classes {

@@ -1,11 +1,11 @@
 //! `moe eval RUN --few-shot 5,10`: V-MoE's few-shot evaluation of an image classifier's features.
 //!
 //! Axis letters: `n` images, `d` width.
-#![expect(clippy::print_stdout, reason = "a command line tool talks to its terminal")]
 
 use crate::cli::EvalArgs;
 use crate::error::{Misuse, Stopped};
 use crate::run::{Prepared, load};
+use crate::say::{say_json, say_line};
 use crate::subject::Subject;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -82,11 +82,9 @@ pub fn evaluate(args: &EvalArgs, stop: &Arc<AtomicBool>) -> Result<()> {
     }
     bar.finish_and_clear();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
-    } else {
-        rows.iter().for_each(|row| println!("{}", line(row)));
+        return say_json(&rows);
     }
-    Ok(())
+    Ok(rows.iter().try_for_each(|row| say_line(line(row)))?)
 }
 
 /// Places of the shots of every seed.

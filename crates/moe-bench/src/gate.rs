@@ -12,6 +12,7 @@ mod short_run;
 use crate::cli::GateArgs;
 use crate::compare::entered;
 use crate::error::Misuse;
+use crate::say::say_line;
 use anyhow::{Context, Result, ensure};
 use baseline::{Baseline, Baselines, Fault};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -25,7 +26,6 @@ const SEEDS: [u64; 8] = [0, 1, 2, 3, 4, 5, 6, 7];
 ///
 /// # Errors
 /// Baselines that cannot be read or written, a run that fails, or a gate that is crossed.
-#[expect(clippy::print_stdout, reason = "a command line tool talks to its terminal")]
 pub fn run(args: &GateArgs) -> Result<()> {
     one_thread()?;
     let routers = if args.routers.is_empty() { entered() } else { args.routers.clone() };
@@ -34,21 +34,20 @@ pub fn run(args: &GateArgs) -> Result<()> {
         let text = serde_json::to_string_pretty(&recorded)? + "\n";
         fs::write(&args.baselines, text)
             .with_context(|| format!("cannot write {}", args.baselines.display()))?;
-        println!("{} routers recorded in {}", routers.len(), args.baselines.display());
-        return Ok(());
+        let (count, place) = (routers.len(), args.baselines.display());
+        return Ok(say_line(format_args!("{count} routers recorded in {place}"))?);
     }
     let baselines = read(args)?;
     let exact = baselines.class == baseline::Class::here();
     let faults = check(&baselines, &routers, args.routers.is_empty(), exact)?;
-    faults.iter().for_each(|fault| println!("{fault}"));
+    faults.iter().try_for_each(say_line)?;
     let how = match exact {
         true => "exact losses: the class of machine that recorded them".to_owned(),
         false => format!("losses within {} nats: another class of machine", baseline::LOSS_BAND),
     };
     let (count, crossed) = (routers.len(), faults.len());
     ensure!(crossed == 0, "{crossed} faults in {count} routers ({how}); `--bless` records anew");
-    println!("curves and quality of {count} routers as recorded ({how})");
-    Ok(())
+    Ok(say_line(format_args!("curves and quality of {count} routers as recorded ({how})"))?)
 }
 
 /// libtorch's sums depend on how many threads share them.

@@ -4,6 +4,9 @@
 //! one process each, on equal terms; [`results`] is what it writes for other tools, [`table`] and
 //! [`report`] what it shows to people.
 
+// The reader of a pipe may leave, and then these panic; `say` has what does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod analyse;
 pub mod between;
 pub mod cells;
@@ -51,6 +54,7 @@ pub mod sweep;
 pub mod table;
 pub mod tensorboard;
 pub mod terms;
+pub mod tsne;
 pub mod vae;
 pub mod vae_cost;
 pub mod verdict;

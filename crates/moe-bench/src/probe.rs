@@ -16,7 +16,7 @@ mod layer;
 mod look;
 mod metrics;
 
-pub use files::{Map, Routes};
+pub use files::{Map, Neighbours, Routes};
 pub use metrics::RoutingMetrics;
 
 use crate::log::EvalLine;

@@ -1,7 +1,7 @@
 //! Progress of a comparison as bars: for terminals without a dashboard, and for logs.
-#![expect(clippy::print_stderr, reason = "progress goes to the terminal")]
 
 use crate::cells::{Cell, CellEnd, Watch};
+use crate::say::note;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -70,7 +70,7 @@ impl Watch for Bars {
             bar.finish_and_clear();
         }
         if self.plain {
-            eprintln!("{line}");
+            note(line);
         } else {
             // A terminal that is gone takes no lines; the results are in files.
             let _ = self.all.println(line);

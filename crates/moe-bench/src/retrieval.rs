@@ -10,7 +10,7 @@ use crate::cli::EvalArgs;
 use crate::error::Misuse;
 use crate::recipe::Recipe;
 use crate::run::{Trained, newest};
-use crate::say::say;
+use crate::say::{say, say_json};
 use crate::subject::masked_lm;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -89,7 +89,7 @@ pub fn retrieval(args: &EvalArgs, place: &str, stop: &AtomicBool) -> Result<()> 
     let device = args.machine.ready()?;
     let report = measure(args, place, device, stop)?;
     if args.json {
-        return Ok(say(&(serde_json::to_string_pretty(&report)? + "\n"))?);
+        return say_json(&report);
     }
     Ok(say(&render(&report, args.layer))?)
 }

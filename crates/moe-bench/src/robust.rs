@@ -1,7 +1,7 @@
 //! `moe robust DIR`: what a trained model makes of damaged data, and how many of its routes change.
 //!
 //! A run is evaluated clean and under every attack at every level (a rate for text, a severity for pictures, a
-//! budget for attacks through gradients). The rows go to `robustness.json` in the run's directory as they come,
+//! budget for attacks through gradients), and on pictures of other sets. The rows go to `robustness.json` in the run's directory as they come,
 //! and rows that are there already are kept, so an interrupted command goes on where it stopped. For the
 //! directory of a comparison every run gets its file, and the comparison a table per router over seeds.
 
@@ -10,16 +10,17 @@ mod comparison;
 mod images;
 mod record;
 mod routes;
+mod sets;
 mod table;
 mod text;
 
 pub use comparison::{Entry, Overview};
-pub use record::{MeanCorruption, NotRun, Robustness, Row, Score};
+pub use record::{HardSet, MeanCorruption, NotRun, Robustness, Row, Score, UnknownSet};
 
 use crate::cli::RobustArgs;
 use crate::error::Misuse;
 use crate::run::{Prepared, load};
-use crate::say::say;
+use crate::say::{say, say_json};
 use crate::subject::Subject;
 use crate::worker::stop_flag;
 use anyhow::Result;
@@ -27,6 +28,7 @@ use cells::{Cell, cells};
 use indicatif::{ProgressBar, ProgressStyle};
 use moe_data::Split;
 use record::FILE;
+use sets::Sets;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -35,8 +37,12 @@ use tch::Device;
 /// `moe robust`.
 ///
 /// # Errors
-/// No run there, an attack that its data know nothing of, a value out of its range, or a stop.
+/// No run there, an attack that its data know nothing of, a value out of its range, pictures that cannot be read,
+/// or a stop.
 pub fn run(args: &RobustArgs) -> Result<()> {
+    if args.against.is_some() && !args.corrupts() {
+        return Err(Misuse::new("--against: compares corruptions; name some with --attacks").into());
+    }
     let stop = stop_flag(|| {})?;
     let device = args.machine.ready()?;
     if args.dir.join("results.json").exists() {
@@ -44,7 +50,7 @@ pub fn run(args: &RobustArgs) -> Result<()> {
     }
     let found = of_run(args, (&args.dir, args.against.as_deref()), device, &stop)?;
     match args.json {
-        true => say(&(serde_json::to_string_pretty(&found)? + "\n"))?,
+        true => say_json(&found)?,
         false => {
             let path = args.dir.join(FILE);
             say(&format!("{}\n{}\n", table::of_run(&found), path.display()))?;
@@ -60,6 +66,8 @@ struct Study<'a> {
     prepared: Prepared,
     split: Split,
     clean: Clean,
+    /// How unknown each image of the clean evaluation is, `[n]`; empty unless that is asked for.
+    known_n: Vec<f64>,
 }
 
 /// The clean evaluation.
@@ -80,12 +88,13 @@ fn of_run(
 ) -> Result<Robustness> {
     let prepared = load(dir, &[], device, stop)?;
     let cells = cells(args, prepared.subject())?;
+    let sets = Sets::read(args, prepared.subject())?;
     let baseline = against.map(|dir| baseline(args, dir, device, stop)).transpose()?;
     let split = args.split.into();
-    let clean = routes::evaluate(&prepared, (split, args.batches))?;
+    let (clean, known_n) = sets::evaluate_clean(&prepared, (split, args.batches), &sets)?;
     let mut found = Robustness::new(args, &prepared, clean.score.clone());
     found.keep_rows(Robustness::read(dir)?, &cells);
-    let study = Study { args, dir, prepared, split, clean };
+    let study = Study { args, dir, prepared, split, clean, known_n };
     let bar = bar(dir, cells.len());
     for cell in &cells {
         bar.set_message(cell.to_string());
@@ -99,7 +108,11 @@ fn of_run(
         bar.inc(1);
     }
     bar.finish_and_clear();
-    found.mce = baseline.map(|(name, baseline)| found.against(name, &baseline)).transpose()?;
+    let (hard, unknown) = study.sets(sets)?;
+    found.put_sets(hard, unknown);
+    if let Some((name, baseline)) = baseline {
+        found.mce = Some(found.against(name, &baseline)?);
+    }
     found.write(dir)?;
     Ok(found)
 }
@@ -113,6 +126,7 @@ fn baseline(
 ) -> Result<(String, Robustness)> {
     let mut args = args.clone();
     args.attacks.retain(|name| !moe_train::ImageAttack::NAMES.contains(&name.as_str()));
+    (args.hard, args.unknown) = (Vec::new(), Vec::new());
     if args.attacks.is_empty() {
         args.attacks.push(cells::CORRUPTIONS.into());
     }

@@ -1,10 +1,10 @@
 //! `moe eval RUN --sweep KEY=V1,V2`: one trained model under several settings, as a table.
-#![expect(clippy::print_stdout, reason = "a command line tool talks to its terminal")]
 
 use crate::cli::EvalArgs;
 use crate::error::Misuse;
 use crate::log::EvalLine;
 use crate::run::load;
+use crate::say::{say_json, say_line};
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -41,11 +41,9 @@ pub fn sweep(args: &EvalArgs, stop: &Arc<AtomicBool>) -> Result<()> {
     }
     bar.finish_and_clear();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
-    } else {
-        println!("{}", table(&rows));
+        return say_json(&rows);
     }
-    Ok(())
+    Ok(say_line(table(&rows))?)
 }
 
 /// Every way to take one value of each sweep, as settings; the last sweep varies fastest.

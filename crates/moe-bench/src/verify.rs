@@ -1,8 +1,8 @@
 //! `moe checkpoint verify`: every file, hash and layout, without a model.
-#![expect(clippy::print_stdout, reason = "a command line tool talks to its terminal")]
 
 use crate::error::Misuse;
 use crate::run::RunDir;
+use crate::say::say_line;
 use anyhow::{Result, ensure};
 use moe_train::checkpoint;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,13 @@ pub fn run(dir: &Path) -> Result<()> {
     let mut damaged = 0;
     for path in &found {
         match checkpoint::verify(path) {
-            Ok(state) => println!("{}: whole, step {}", path.display(), state.progress.step),
+            Ok(state) => {
+                let step = state.progress.step;
+                say_line(format_args!("{}: whole, step {step}", path.display()))?;
+            }
             Err(error) => {
                 damaged += 1;
-                println!("{error}");
+                say_line(error)?;
             }
         }
     }

@@ -175,3 +175,120 @@ fn a_comparison_has_a_table_per_router() {
     let page = fs::read_to_string(Path::new(&out).join("report.html")).unwrap();
     assert!(page.contains("<section id=\"robustness\">"));
 }
+
+/// Pictures of 28 x 28 as PNG files: of every image of `folders` one per pattern number.
+fn pictures(dir: &Path, folders: &[&str], pattern: fn(u32, u32, u32) -> u8) {
+    for folder in folders {
+        fs::create_dir_all(dir.join(folder)).unwrap();
+        for n in 0..4 {
+            let picture = image::GrayImage::from_fn(28, 28, |x, y| image::Luma([pattern(n, x, y)]));
+            picture.save(dir.join(folder).join(format!("{n}.png"))).unwrap();
+        }
+    }
+}
+
+/// Stripes and chequers, which no garment has.
+fn chequers(n: u32, x: u32, y: u32) -> u8 {
+    if (x / (n + 1) + y / (n + 1)).is_multiple_of(2) { 255 } else { 0 }
+}
+
+#[test]
+fn pictures_of_other_sets_have_rows_of_their_own() {
+    let (dir, run) = trained(IMAGES);
+    let at = |name: &str| dir.path().join(name);
+    pictures(&at("hard"), &["3", "7"], chequers);
+    pictures(&at("one"), &["3"], chequers);
+    pictures(&at("odd"), &["", "whatever"], chequers);
+    let [hard, one, odd] = ["hard", "one", "odd"].map(|name| show(&at(name)));
+    let args = ["--hard", &hard, "--hard", &one, "--unknown", &odd, "--batches", "2"];
+    let (code, table, said) = robust(&run, &args);
+    assert_eq!(code, 0, "{said}");
+    for words in ["accuracy among them", "pictures of no class", "AUROC", "FPR95"] {
+        assert!(table.contains(words), "{table}");
+    }
+    let found = json(&run.join("robustness.json"));
+    // No attack was asked for.
+    assert_eq!(found["rows"].as_array().unwrap().len(), 0);
+    let [two, single] = [&found["hard"][0], &found["hard"][1]];
+    assert_eq!(
+        (&two["name"], &two["classes"], &two["score"]["targets"]),
+        (&"hard".into(), &2.into(), &8.into())
+    );
+    // Both classes have the same pictures, so that one label of two is right.
+    assert_eq!(two["accuracy_among"], 0.5);
+    // Among a single class that one always wins.
+    assert_eq!((&single["classes"], &single["accuracy_among"]), (&1.into(), &1.0.into()));
+    assert!(two["score"]["accuracy"].as_f64().unwrap() <= 0.5);
+    let unknown = &found["unknown"][0];
+    assert_eq!((&unknown["images"], &unknown["known"]), (&8.into(), &32.into()));
+    for measure in ["auroc", "aupr", "fpr95"] {
+        assert!((0.0..=1.0).contains(&unknown[measure].as_f64().unwrap()), "{unknown}");
+    }
+    // Attacks later keep what the sets gave, and the set's own images are as unknown as themselves.
+    let more = ["--attacks", "fog", "--severities", "1", "--batches", "2"];
+    assert_eq!(robust(&run, &more).0, 0);
+    let later = json(&run.join("robustness.json"));
+    assert_eq!((&later["hard"], &later["unknown"]), (&found["hard"], &found["unknown"]));
+    assert_eq!(later["rows"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn pictures_that_do_not_fit_are_refused_by_their_flag() {
+    let (dir, run) = trained(IMAGES);
+    let at = |name: &str| dir.path().join(name);
+    pictures(&at("a/x"), &["3"], chequers);
+    pictures(&at("b/x"), &["3"], chequers);
+    pictures(&at("c"), &["shoe"], chequers);
+    fs::create_dir_all(at("none")).unwrap();
+    let refused = |run: &Path, args: &[&str]| {
+        let (code, _, said) = robust(run, args);
+        assert_eq!(code, 1, "{said}");
+        said
+    };
+    let (a, b) = (show(&at("a/x")), show(&at("b/x")));
+    let said = refused(&run, &["--hard", &a, "--hard", &b]);
+    assert!(said.contains("--hard: two directories are called x; expected different"), "{said}");
+    let said = refused(&run, &["--hard", &show(&at("c"))]);
+    assert!(said.contains("--hard:") && said.contains("folder `shoe` is no class"), "{said}");
+    let said = refused(&run, &["--unknown", &show(&at("none"))]);
+    assert!(said.contains("--unknown:") && said.contains("expected PNG or JPEG"), "{said}");
+    let said = refused(&run, &["--unknown", &a, "--against", &show(&run)]);
+    assert!(said.contains("--against: compares corruptions"), "{said}");
+    let (_text, run) = trained(TEXT);
+    let said = refused(&run, &["--unknown", &a]);
+    assert!(said.contains("--unknown: expected a run on labelled images"), "{said}");
+}
+
+#[test]
+fn a_comparison_has_columns_of_other_sets() {
+    let dir = tempfile::tempdir().unwrap();
+    pictures(&dir.path().join("hard"), &["3", "7"], chequers);
+    pictures(&dir.path().join("odd"), &["any"], chequers);
+    let [out, hard, odd] = ["c", "hard", "odd"].map(|name| show(&dir.path().join(name)));
+    let sets = ["model.width=8", "model.layers=2", "model.heads=2", "model.active_hidden=16"];
+    let sets =
+        [&sets[..], &["vision.patch=7", "train.steps=2", "train.batch=16", "train.eval_batches=1"]]
+            .concat();
+    let compare = ["compare", "--preset", "vision", "--routers", "v-moe,dense", "--seeds", "2"];
+    let places = ["--jobs", "1", "--threads", "1", "--out", &out, "--data", "fashion-small"];
+    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    let words: Vec<&str> = compare.into_iter().chain(places).chain(sets).collect();
+    let (code, _, said) = moe(&words);
+    assert_eq!(code, 0, "{said}");
+    let args = ["--hard", &hard, "--unknown", &odd, "--batches", "1"];
+    let (code, table, said) = robust(Path::new(&out), &args);
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        table.contains("## hard hard") && table.contains("accuracy among its classes | among all"),
+        "{table}"
+    );
+    assert!(table.contains("## unknown odd") && table.contains("AUROC | AUPR | FPR95"), "{table}");
+    let found = json(&Path::new(&out).join("robustness.json"));
+    // Two routers: clean, two measures of hard pictures, three of unknown ones; no control was corrupted.
+    assert_eq!(found["entries"].as_array().unwrap().len(), 12);
+    let page = fs::read_to_string(Path::new(&out).join("report.html")).unwrap();
+    assert!(
+        page.contains("hard hard: accuracy among its classes")
+            && page.contains("unknown odd: AUROC")
+    );
+}

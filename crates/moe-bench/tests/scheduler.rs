@@ -7,6 +7,9 @@ mod common;
 
 use child::{assert_code, send, start};
 use common::{Place, moe};
+use moe_bench::dashboard::Dashboard;
+use moe_bench::dashboard::board::{Board, Lane};
+use moe_bench::dashboard::screen::Screen;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -15,6 +18,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 const SMALL: [&str; 8] = [
     "model.width=8",
@@ -135,8 +140,15 @@ fn a_run_that_is_killed_is_a_row_and_the_next_one_starts() {
     assert!(error.contains("signal: 9"), "{error}");
 }
 
-/// A terminal of 80 x 24, and a child on it.
+/// A terminal of 80 x 24, and the program on it.
 fn on_a_terminal(args: &[String]) -> (File, Child) {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_moe"));
+    program.args(args);
+    on_a_terminal_of_its_own(program)
+}
+
+/// A terminal of 80 x 24, and a child on it.
+fn on_a_terminal_of_its_own(mut command: Command) -> (File, Child) {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&master).unwrap();
     unlockpt(&master).unwrap();
@@ -144,8 +156,7 @@ fn on_a_terminal(args: &[String]) -> (File, Child) {
     tcsetwinsize(&master, size).unwrap();
     let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
     let end = || OpenOptions::new().read(true).write(true).open(&name).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_moe"));
-    command.args(args).env("TERM", "xterm").stdin(end()).stdout(end()).stderr(end());
+    command.env("TERM", "xterm").stdin(end()).stdout(end()).stderr(end());
     (File::from(master), command.spawn().unwrap())
 }
 
@@ -209,6 +220,34 @@ fn a_second_signal_gives_the_terminal_back_and_an_error_too() {
     assert_eq!(child.wait().unwrap().code(), Some(2));
     let (_, end) = all.split_once(LEAVE).expect("the screen is given back");
     assert!(all.contains(ENTER) && end.contains("lower train.lr"), "{all:?}");
+}
+
+/// Tells a test that it is the child.
+const CHILD: &str = "MOE_TEST_PANICS";
+const WORDS: &str = "this is why";
+
+/// A dashboard as runs have it: its drawer goes on while another thread panics, and it is dropped on the way.
+fn panic_under_a_dashboard() -> ! {
+    let stop = Arc::new(AtomicBool::new(false));
+    let board = Board::new("moe train".into(), vec![Lane::new("smoe", 1, 10)]);
+    let _dashboard = Dashboard::start(board, Screen::default(), stop).unwrap();
+    panic!("{WORDS}");
+}
+
+#[test]
+fn a_panic_is_told_on_the_screen_that_stays() {
+    if std::env::var_os(CHILD).is_some() {
+        panic_under_a_dashboard();
+    }
+    let mut itself = Command::new(std::env::current_exe().unwrap());
+    let name = "a_panic_is_told_on_the_screen_that_stays";
+    itself.args([name, "--exact", "--nocapture"]).env(CHILD, "1");
+    let (mut terminal, mut child) = on_a_terminal_of_its_own(itself);
+    let all = told(&mut terminal, None);
+    assert!(!child.wait().unwrap().success(), "{all:?}");
+    let (before, after) = all.split_once(LEAVE).expect("the screen is given back");
+    assert!(before.contains(ENTER) && !before.contains(WORDS), "{all:?}");
+    assert!(after.contains(WORDS) && !after.contains(LEAVE) && !after.contains(ENTER), "{all:?}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use image::{Rgb, RgbImage};
 use moe_data::corrupt::ImageCorruption;
-use moe_data::corrupt::published::{read, read_folder};
+use moe_data::corrupt::published::{read, read_folder, read_unknown};
 use moe_data::{ImageSize, Images, Split};
 
 fn npy(shape: &str, values: &[u8]) -> Vec<u8> {
@@ -76,6 +76,37 @@ fn folders_are_labelled_by_the_classes_of_the_training_set() {
     picture(&severe.join("n99/a.png"), 1);
     let error = read_folder(&severe, &like).unwrap_err().to_string();
     assert!(error.contains("folder `n99` is no class of the training images"), "{error}");
+}
+
+#[test]
+fn pictures_of_no_class_lie_in_folders_of_any_name_or_in_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let like = folders(&directory.path().join("set"));
+    let at = directory.path().join("o");
+    fs::create_dir_all(&at).unwrap();
+    let error = read_unknown(&at, &like).unwrap_err().to_string();
+    assert!(error.contains("expected PNG or JPEG pictures, or folders of them"), "{error}");
+    for (name, value) in [("a.png", 5), ("n02/b.png", 6), ("other/c.png", 7)] {
+        picture(&at.join(name), value);
+    }
+    let set = read_unknown(&at, &like).unwrap();
+    let first = (0..3).map(|n| set.pixels(n)[0]).collect::<Vec<_>>();
+    assert_eq!((set.labels(), first), (&[0, 0, 0][..], vec![5, 6, 7]));
+    assert!(read_unknown(&directory.path().join("none"), &like).is_err());
+}
+
+/// Grey pictures as they are, colours by their brightness; both at the side of the training images.
+#[test]
+fn pictures_for_grey_training_images_become_grey() {
+    let directory = tempfile::tempdir().unwrap();
+    let like = Images::open("fashion-small", None).unwrap();
+    let at = directory.path().join(&like.classes()[3]);
+    fs::create_dir_all(&at).unwrap();
+    image::GrayImage::from_pixel(28, 28, image::Luma([77])).save(at.join("a.png")).unwrap();
+    image::RgbImage::from_pixel(40, 56, image::Rgb([9, 9, 9])).save(at.join("b.png")).unwrap();
+    let set = read_folder(directory.path(), &like).unwrap();
+    assert_eq!((set.size(), set.labels()), (like.size(), &[3, 3][..]));
+    assert!(set.pixels(0).iter().all(|v| *v == 77) && set.pixels(1).iter().all(|v| *v == 9));
 }
 
 #[test]

@@ -63,6 +63,8 @@ pub struct Scored {
     pub traces: Vec<LayerTrace>,
     /// Other means over the targets of the batch, scalars, by name.
     pub measures: Vec<(&'static str, Tensor)>,
+    /// What an image classifier says of every class, `[b, v]`; absent of other models.
+    pub logits_bv: Option<Tensor>,
 }
 
 /// Sums over the batches of one evaluation.
@@ -78,7 +80,7 @@ struct Totals {
 
 impl Totals {
     fn add(&mut self, scored: &Scored, seconds: f64) {
-        let Scored { loss, count, traces, measures } = scored;
+        let Scored { loss, count, traces, measures, .. } = scored;
         self.nats += loss.double_value(&[]) * *count as f64;
         self.tokens += count;
         self.forward_seconds += seconds;

@@ -64,7 +64,8 @@ impl ImageTask {
         let mut measures = vec![("accuracy", right_b.mean(Kind::Float))];
         measures.extend(success_rate(&traces).map(|rate| ("success_rate", rate)));
         let loss = cross_entropy(&logits_bv, &batch.target_bv);
-        Ok(Scored { loss, count: batch.label_b.numel(), traces, measures })
+        let count = batch.label_b.numel();
+        Ok(Scored { loss, count, traces, measures, logits_bv: Some(logits_bv) })
     }
 }
 

@@ -65,7 +65,7 @@ impl MaskedTask {
         let right_n = logits_nv.argmax(-1, false).eq_tensor(&batch.y_n);
         let loss = logits_nv.to_kind(Kind::Float).cross_entropy_for_logits(&batch.y_n);
         let measures = vec![("masked_accuracy", right_n.mean(Kind::Float))];
-        Ok(Scored { loss, count: batch.y_n.numel(), traces, measures })
+        Ok(Scored { loss, count: batch.y_n.numel(), traces, measures, logits_bv: None })
     }
 }
 

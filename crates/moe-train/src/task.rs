@@ -145,7 +145,7 @@ impl LmTask {
         let mut report = evaluate(plan, batches, |[x_bt, y_bt], cx| {
             let (loss, traces) = self.model.loss_after(&mut memory, x_bt, y_bt, cx)?;
             let measures = vec![(OUTPUT, self.model.output_products(y_bt))];
-            Ok(Scored { loss, count: y_bt.numel(), traces, measures })
+            Ok(Scored { loss, count: y_bt.numel(), traces, measures, logits_bv: None })
         })?;
         let output = report.measures.remove(OUTPUT).unwrap_or_default();
         let flops = self.model.flops(&report.rows_per_target(), self.sequence, output);

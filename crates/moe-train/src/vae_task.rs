@@ -103,7 +103,7 @@ impl VaeTask {
         ];
         chosen.add(&pass.trace, &batch.label_b);
         let count = batch.label_b.numel();
-        Ok(Scored { loss, count, traces: vec![pass.trace], measures })
+        Ok(Scored { loss, count, traces: vec![pass.trace], measures, logits_bv: None })
     }
 }
 

@@ -6,6 +6,7 @@ mod report;
 mod tools;
 
 use crate::env::Env;
+use crate::say::say;
 use crate::workspace::Workspace;
 use report::Report;
 
@@ -17,6 +18,6 @@ pub(crate) fn run(workspace: &Workspace, env: &Env) -> bool {
     libtorch::look_at_nvrtc(&mut report, workspace, env);
     machine::look(&mut report, run.as_deref());
     libtorch::look_at_cache(&mut report, env);
-    print!("{}", report.text());
+    say(report.text().trim_end());
     report.problems() == 0
 }

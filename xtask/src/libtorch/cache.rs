@@ -11,6 +11,7 @@ use super::VERSION;
 use crate::env::Env;
 use crate::problem::{Problem, problem};
 use crate::progress::size;
+use crate::say::tell;
 
 /// The head of the names of what is being made.
 const SCRATCH: &str = ".setup-";
@@ -161,7 +162,7 @@ fn acquire(file: &File) -> io::Result<bool> {
     match file.try_lock() {
         Ok(()) => Ok(false),
         Err(TryLockError::WouldBlock) => {
-            eprintln!("another setup is running, waiting…");
+            tell("another setup is running, waiting…");
             file.lock().map(|()| true)
         }
         Err(TryLockError::Error(error)) => Err(error),

@@ -15,6 +15,7 @@ use crate::compiler;
 use crate::env::Env;
 use crate::hash;
 use crate::problem::problem;
+use crate::say::tell;
 use crate::workspace::Workspace;
 
 /// Provides libtorch and points the checkout at it; returns the view in use.
@@ -63,7 +64,7 @@ fn kept(link: &Path) -> Result<Option<PathBuf>> {
     Ok(match view::flaw(&view) {
         None => Some(view),
         Some(flaw) => {
-            eprintln!("the libtorch in use is of no more use: {flaw}");
+            tell(format_args!("the libtorch in use is of no more use: {flaw}"));
             None
         }
     })

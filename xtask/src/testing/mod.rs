@@ -15,6 +15,7 @@ pub(crate) use steps::Step;
 use crate::env::Env;
 use crate::libtorch::nvrtc;
 use crate::libtorch::setup::set_up;
+use crate::say::{say, tell};
 use crate::workspace::Workspace;
 use counts::Counts;
 use summary::{Done, Outcome};
@@ -47,8 +48,8 @@ impl Run<'_> {
         self.timed("setup".to_owned(), |run| {
             let view = set_up(run.workspace, run.env, false)?;
             run.has_libtorch = true;
-            println!("libtorch: {}", view.display());
-            println!("NVRTC: {}", nvrtc::set_up(run.workspace, run.env, false)?.display());
+            say(format_args!("libtorch: {}", view.display()));
+            say(format_args!("NVRTC: {}", nvrtc::set_up(run.workspace, run.env, false)?.display()));
             Ok(true)
         });
     }
@@ -63,10 +64,10 @@ impl Run<'_> {
 
     /// Runs a part, tells its error, and notes how it went.
     fn timed(&mut self, name: String, part: impl FnOnce(&mut Self) -> Result<bool>) {
-        println!("== {name}");
+        say(format_args!("== {name}"));
         let (start, failed_before) = (Instant::now(), self.counts.total().failed);
         let passed = part(self).unwrap_or_else(|error| {
-            eprintln!("error: {error:#}");
+            tell(format_args!("error: {error:#}"));
             false
         });
         let outcome = if passed { Outcome::Passed } else { Outcome::Failed };

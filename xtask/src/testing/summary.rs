@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::counts::Counts;
+use crate::say::say;
 
 /// How a step went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +47,7 @@ impl Done {
 
 /// Prints tables of steps and of tests, and last the line that scripts read.
 pub(crate) fn print(done: &[Done], counts: &Counts) {
-    println!("{}", text(done, counts));
+    say(text(done, counts));
 }
 
 fn text(done: &[Done], counts: &Counts) -> String {

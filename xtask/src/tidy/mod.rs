@@ -14,6 +14,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::cli;
+use crate::say::say;
 use tree::Tree;
 
 /// A place that breaks a rule.
@@ -59,12 +60,12 @@ const RULES: [Rule; 10] = [
 pub(crate) fn run(root: &Path) -> Result<bool> {
     let findings = findings(&Tree::read(root)?);
     for finding in &findings {
-        println!("{finding}");
+        say(finding);
     }
     match findings.len() {
-        0 => println!("tidy: nothing to find fault with"),
-        1 => println!("tidy: 1 place to put in order, named above"),
-        count => println!("tidy: {count} places to put in order, named above"),
+        0 => say("tidy: nothing to find fault with"),
+        1 => say("tidy: 1 place to put in order, named above"),
+        count => say(format_args!("tidy: {count} places to put in order, named above")),
     }
     Ok(findings.is_empty())
 }

@@ -3,7 +3,8 @@
 //! Axis letters: `n` images, `z` latent width.
 
 use super::collect::Drawn;
-use anyhow::{Context, Result};
+use crate::tsne::{SEED, Tsne};
+use anyhow::Result;
 use indicatif::ProgressBar;
 use moe_core::metrics::probe::{LogisticOptions, LogisticProbe, accuracy, predictions};
 use moe_routers::convert::to_host1;
@@ -13,29 +14,11 @@ use serde::Serialize;
 use std::collections::BTreeSet;
 use tch::{Device, Kind, Tensor};
 
-/// Seed of splits and maps, whatever the run's: runs are compared on equal terms.
-const SEED: u64 = 42;
-
-/// Fewer images than this make neither a probe nor a map.
-pub(super) const FEWEST: usize = 10;
-
 /// One in this many images of every class is for the probe's test.
 const HELD_OUT: usize = 5;
 
-/// Highest perplexity of t-SNE.
-const PERPLEXITY: usize = 30;
-
-/// Iterations of t-SNE, of which the first [`EXAGGERATED`] exaggerate.
+/// Iterations of t-SNE.
 const ITERATIONS: usize = 300;
-
-/// As in scikit-learn, whose defaults the release takes.
-const EXAGGERATED: usize = 250;
-
-/// Accuracy of the Barnes-Hut approximation: scikit-learn's `angle`.
-const THETA: f64 = 0.5;
-
-/// Standard deviation of the points that t-SNE starts from.
-const START: f64 = 1e-4;
 
 /// What a multinomial logistic regression (C = 1) reads off latents.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -89,8 +72,7 @@ fn shuffled(n: usize, name: &'static str) -> Vec<usize> {
     order
 }
 
-/// A map of latents. What t-SNE minimises is left out: as bhtsne 0.7 approximates it, the same map has
-/// another value each time.
+/// A map of latents.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Embedding {
     pub(super) perplexity: f64,
@@ -103,56 +85,28 @@ pub(super) struct Embedding {
     pub(super) expert: Vec<usize>,
 }
 
-/// t-SNE of at most `points` images drawn at random, on one thread: bhtsne adds up what several threads
-/// found in the order in which they end, and a map would be another each time.
+/// t-SNE of at most `points` images drawn at random.
 ///
 /// # Errors
 /// A thread that could not be started.
 pub(super) fn embed(drawn: &Drawn, points: usize, bar: &ProgressBar) -> Result<Embedding> {
-    let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build();
-    let alone = alone.context("starting a thread for t-SNE")?;
-    Ok(alone.install(|| embed_here(drawn, points, bar)))
-}
-
-fn embed_here(drawn: &Drawn, points: usize, bar: &ProgressBar) -> Embedding {
     let mut image = shuffled(drawn.label_n.len(), "points");
     image.truncate(points);
-    let rows: Vec<Vec<f64>> = image.iter().map(|&n| drawn.z_nz.row(n).to_vec()).collect();
-    let rows: Vec<&[f64]> = rows.iter().map(Vec::as_slice).collect();
-    // The approximation looks at three times as many neighbours.
-    let perplexity = PERPLEXITY.min((rows.len() - 1) / 3) as f64;
     bar.set_length(ITERATIONS as u64);
     bar.set_position(0);
     bar.set_message("iterations of t-SNE");
-    let mut map: bhtsne::tSNE<'_, f64, &[f64], 2> = bhtsne::tSNE::new(&rows);
-    map.perplexity(perplexity)
-        .epochs(ITERATIONS)
-        .stop_lying_epoch(EXAGGERATED)
-        .momentum_switch_epoch(EXAGGERATED)
-        .initial_embedding(start(rows.len()))
-        .epoch_callback(|_, _| bar.inc(1))
-        .barnes_hut(THETA, |a, b| distance(a, b));
+    let z_nz = drawn.z_nz.select(Axis(0), &image);
+    let Tsne { perplexity, xy } = Tsne::of(z_nz.view(), ITERATIONS, &|| bar.inc(1))?;
     let of = |values: &[usize]| image.iter().map(|&n| values[n]).collect();
-    Embedding {
+    Ok(Embedding {
         perplexity,
         iterations: ITERATIONS,
         seed: SEED,
-        xy: map.embedding().chunks_exact(2).map(|point| [point[0], point[1]]).collect(),
+        xy,
         label: of(&drawn.label_n),
         expert: of(&drawn.expert_n),
         image,
-    }
-}
-
-fn distance(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
-}
-
-/// Where the points start: drawn here, for the crate's own draws have no seed.
-fn start(points: usize) -> Vec<f64> {
-    let like = Tensor::zeros([2 * points as i64], (Kind::Double, Device::Cpu));
-    let noise = SeededNoise::eval(SEED, 0).normal(Site { layer: 0, name: "tsne" }, &like);
-    (to_host1(&noise) * START).to_vec()
+    })
 }
 
 #[cfg(test)]
@@ -191,10 +145,9 @@ mod tests {
         assert_ne!(shuffled(100, "split"), (0..100).collect::<Vec<_>>());
     }
 
-    /// Points of a cloud are nearer to their own cloud's middle than to the other's, and the same latents
-    /// give the same map.
+    /// A map has the drawn images in a random order, each with its own label, and at most as many as asked for.
     #[test]
-    fn a_map_keeps_clouds_apart_and_is_repeatable() {
+    fn a_map_has_every_image_once_or_as_many_as_asked_for() {
         let (z_nz, label_n) = clouds();
         let drawn = Drawn {
             classes: 8,
@@ -209,17 +162,11 @@ mod tests {
         };
         let embed = |points| embed(&drawn, points, &ProgressBar::hidden()).unwrap();
         let map = embed(1000);
+        let mut image = map.image.clone();
+        image.sort_unstable();
+        assert_eq!(image, (0..60).collect::<Vec<_>>());
+        assert!(map.image.iter().zip(&map.label).all(|(n, label)| drawn.label_n[*n] == *label));
         assert_eq!((map.xy.len(), map.perplexity), (60, 19.0));
-        let middle = |label: usize| {
-            let own = map.xy.iter().zip(&map.label).filter(|(_, l)| **l == label);
-            own.fold([0.0; 2], |[x, y], ([a, b], _)| [x + a / 30.0, y + b / 30.0])
-        };
-        let middles = [middle(3), middle(7)];
-        for (point, label) in map.xy.iter().zip(&map.label) {
-            let [own, other] = if *label == 3 { [0, 1] } else { [1, 0] };
-            assert!(distance(point, &middles[own]) < distance(point, &middles[other]));
-        }
-        assert_eq!(embed(1000), map);
         assert_eq!(embed(40).xy.len(), 40);
     }
 }

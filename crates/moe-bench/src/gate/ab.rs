@@ -4,6 +4,7 @@
 use crate::cli::AbArgs;
 use crate::error::Misuse;
 use crate::results::Metrics;
+use crate::say::say_line;
 use anyhow::{Context, Result, ensure};
 use moe_core::stats::{Paired, PairedOptions};
 use rand_chacha::ChaCha8Rng;
@@ -33,7 +34,6 @@ type Round = [f64; 2];
 ///
 /// # Errors
 /// A program that does not run, or one that became slower.
-#[expect(clippy::print_stdout, reason = "a command line tool talks to its terminal")]
 pub fn run(args: &AbArgs) -> Result<()> {
     let scratch = std::env::temp_dir().join(format!("moe-ab-{}", std::process::id()));
     let rounds = rounds(args, &scratch);
@@ -42,13 +42,13 @@ pub fn run(args: &AbArgs) -> Result<()> {
     let rounds = rounds?;
     let found = ratio(&rounds)?;
     let [low, high] = [found.interval.low.exp(), found.interval.high.exp()];
-    println!(
+    say_line(format_args!(
         "{}: after/before {:.4}, 95 % interval {low:.4} to {high:.4}, p {:.4}, {} rounds",
         args.router,
         found.mean.exp(),
         found.p,
         rounds.len()
-    );
+    ))?;
     ensure!(low <= SLOWER, "{} became slower: the interval lies above {SLOWER}", args.router);
     Ok(())
 }

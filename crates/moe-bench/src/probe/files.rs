@@ -14,7 +14,7 @@ pub struct Routes {
     pub expert_ltk: Vec<Vec<Vec<usize>>>,
 }
 
-/// Router inputs of one layer in the plane in which they vary most.
+/// Router inputs of one layer in two dimensions: in the plane in which they vary most, and by t-SNE.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Map {
     /// Index among the sparse layers.
@@ -23,6 +23,22 @@ pub struct Map {
     pub explained: f64,
     /// Places, and the token's first expert; none where nobody reads it.
     pub points: Vec<(f64, f64, Option<usize>)>,
+    /// The same tokens by their neighbours; absent for few tokens, and in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tsne: Option<Neighbours>,
+}
+
+/// t-SNE of the tokens of a map.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Neighbours {
+    /// Perplexity.
+    pub perplexity: f64,
+    /// Iterations.
+    pub iterations: usize,
+    /// Seed of the start.
+    pub seed: u64,
+    /// Places, in the order of the map's points.
+    pub xy: Vec<(f64, f64)>,
 }
 
 fn folder(dir: &RunDir) -> PathBuf {
@@ -89,6 +105,14 @@ fn write(dir: &RunDir, path: &PathBuf, value: &impl Serialize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_map_of_an_earlier_version_has_no_neighbours() {
+        let old = r#"{"layer": 1, "explained": 0.5, "points": [[0.0, 1.0, 3], [1.0, 0.0, null]]}"#;
+        let map: Map = serde_json::from_str(old).unwrap();
+        assert_eq!((map.tsne.is_none(), map.points[0].2), (true, Some(3)));
+        assert!(!serde_json::to_string(&map).unwrap().contains("tsne"));
+    }
 
     #[test]
     fn routes_come_back_and_damage_is_named() {

@@ -2,20 +2,23 @@
 //!
 //! Axis letters: `g` groups, `t` tokens, `l` sparse layers, `n` samples, `d` width.
 
-use super::{BATCHES, LayerProbe, Map, Routes, layer};
+use super::{BATCHES, LayerProbe, Map, Neighbours, Routes, layer};
 use crate::inspect::write::Decisions;
+use crate::tsne::{SEED, Tsne};
 use anyhow::Result;
 use moe_core::metrics::PrincipalPlane;
 use moe_core::routing_log::{LayerId, LayerMeasures, LogOptions, RoutingLog, Token};
 use moe_routers::convert::to_host;
 use moe_train::Scored;
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2};
 use tch::Tensor;
 
 /// Tokens whose vectors are looked at: enough for ranks of some hundreds, and quick.
 pub(super) const SAMPLES: usize = 1024;
 /// Tokens on a map.
 const MAP_POINTS: usize = 400;
+/// Iterations of t-SNE, half of which exaggerate; enough for that many tokens.
+const ITERATIONS: usize = 500;
 
 /// What one sparse layer did with the probe tokens.
 #[derive(Default)]
@@ -151,11 +154,24 @@ impl Look {
         let (layer, decisions) = self.decided().last()?;
         let x_nd = self.seen[layer].inputs(MAP_POINTS)?;
         let plane = PrincipalPlane::of(x_nd.view()).ok()?;
-        let round = |value: f64| (value * 1e4).round() / 1e4;
         let points = plane.xy_n2.outer_iter().zip(&decisions.experts);
         let points = points.map(|(xy, e)| (round(xy[0]), round(xy[1]), e.first().copied()));
-        Some(Map { layer, explained: plane.explained, points: points.collect() })
+        let (explained, points) = (plane.explained, points.collect());
+        Some(Map { layer, explained, points, tsne: neighbours(x_nd.view()) })
     }
+}
+
+/// Four decimals: what a picture can show.
+fn round(value: f64) -> f64 {
+    (value * 1e4).round() / 1e4
+}
+
+/// The tokens by their neighbours; nothing for too few.
+fn neighbours(x_nd: ArrayView2<'_, f64>) -> Option<Neighbours> {
+    let Tsne { perplexity, xy } = Tsne::of(x_nd, ITERATIONS, &|| ()).ok()?;
+    let xy: Vec<_> = xy.into_iter().map(|[x, y]| (round(x), round(y))).collect();
+    let finite = xy.iter().all(|(x, y)| x.is_finite() && y.is_finite());
+    finite.then_some(Neighbours { perplexity, iterations: ITERATIONS, seed: SEED, xy })
 }
 
 impl Seen {

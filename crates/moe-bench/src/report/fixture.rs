@@ -1,6 +1,6 @@
 //! Results as a comparison could have measured them, for tests and for looking at the report.
 
-use crate::probe::{Map, RoutingMetrics};
+use crate::probe::{Map, Neighbours, RoutingMetrics};
 use crate::results::{Environment, Metrics, Results, Row, SCHEMA, Terms};
 use crate::summary::{DENSE, RANDOM, summarise};
 use crate::verdict::judge;
@@ -158,7 +158,11 @@ fn routing(index: usize, noise: &mut Noise) -> RoutingMetrics {
         let angle = (i % EXPERTS) as f64 * std::f64::consts::TAU / EXPERTS as f64;
         (3.0 * angle.cos() + noise.next(), 3.0 * angle.sin() + noise.next(), Some(i % EXPERTS))
     };
-    let map = Map { layer: LAYERS - 1, explained: 0.41, points: (0..400).map(point).collect() };
+    let points: Vec<_> = (0..400).map(point).collect();
+    // Clusters of one expert each that lie elsewhere than in the plane.
+    let xy = points.iter().map(|(x, y, _)| (4.0 * y + noise.next(), x - y)).collect();
+    let tsne = Some(Neighbours { perplexity: 30.0, iterations: 500, seed: 42, xy });
+    let map = Map { layer: LAYERS - 1, explained: 0.41, points, tsne };
     RoutingMetrics {
         routing_fluctuation: Some(moe_core::stats::mean(&fluctuation_curve)),
         fluctuation_curve: steps.zip(fluctuation_curve).collect(),

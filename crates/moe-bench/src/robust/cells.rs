@@ -66,7 +66,7 @@ impl fmt::Display for Cell {
     }
 }
 
-/// The cells of a command, attack by attack.
+/// The cells of a command, attack by attack; none where other sets are asked for and no attack.
 ///
 /// # Errors
 /// An attack that these data know nothing of, or a rate that is no share.
@@ -92,7 +92,11 @@ pub(super) fn cells(args: &RobustArgs, subject: &Subject) -> Result<Vec<Cell>, M
         if found.is_empty() { Err(unknown()) } else { Ok(found) }
     };
     let asked: Vec<Vec<Attack>> = args.attacks.iter().map(wanted).collect::<Result<_, _>>()?;
-    let attacks = if asked.is_empty() { all.clone() } else { asked.concat() };
+    let attacks = match asked.is_empty() {
+        true if args.flag_of_sets().is_some() => Vec::new(),
+        true => all.clone(),
+        false => asked.concat(),
+    };
     let of =
         |attack: Attack| attack.levels(args).into_iter().map(move |level| Cell { attack, level });
     Ok(attacks.into_iter().flat_map(of).collect())

@@ -6,7 +6,7 @@ use super::{of_run, table};
 use crate::cells::run_dir;
 use crate::cli::RobustArgs;
 use crate::results::Results;
-use crate::say::say;
+use crate::say::{say, say_json};
 use crate::summary::DENSE;
 use anyhow::{Context, Result};
 use moe_core::stats::{Interval, Summary, bca_interval, resampled_means};
@@ -33,7 +33,7 @@ const RESAMPLES: usize = 10_000;
 pub struct Overview {
     /// Always `moe.robustness-comparison/1`.
     pub schema: String,
-    /// `perplexity` or `accuracy`: what `score` is.
+    /// `perplexity` or `accuracy`: what `score` is where an entry has no measure of its own.
     pub measure: String,
     /// `valid` or `test`.
     pub split: String,
@@ -67,10 +67,14 @@ impl Overview {
 pub struct Entry {
     /// The router.
     pub router: String,
-    /// The attack, `clean`, or `mce`: the mean corruption error against the dense control.
+    /// The attack, `clean`, `mce` (the mean corruption error against the dense control), or `hard` or `unknown`
+    /// and the name of a set.
     pub attack: String,
     /// Rate, severity or budget.
     pub level: f64,
+    /// What `score` is on pictures of another set, which has level 0; absent under attacks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measure: Option<String>,
     /// Seeds, in the order of the scores.
     pub seeds: Vec<u64>,
     /// Of every seed.
@@ -90,8 +94,17 @@ struct Point {
     seed: u64,
     attack: String,
     level: f64,
+    measure: Option<&'static str>,
     score: f64,
     flips: Option<f64>,
+}
+
+impl Point {
+    /// Whether both go into one entry.
+    fn is_like(&self, other: &Self) -> bool {
+        let key = |point: &Self| (point.level, point.measure);
+        self.router == other.router && self.attack == other.attack && key(self) == key(other)
+    }
 }
 
 /// Attacks every finished run of the comparison in `args.dir`.
@@ -115,7 +128,7 @@ pub(super) fn run(args: &RobustArgs, device: Device, stop: &Arc<AtomicBool>) -> 
     // The report takes the new table up.
     crate::compare::write(&args.dir, &results)?;
     match args.json {
-        true => say(&(serde_json::to_string_pretty(&overview)? + "\n"))?,
+        true => say_json(&overview)?,
         false => say(&format!("{markdown}\n{}\n", args.dir.join(FILE).display()))?,
     }
     Ok(())
@@ -123,12 +136,10 @@ pub(super) fn run(args: &RobustArgs, device: Device, stop: &Arc<AtomicBool>) -> 
 
 /// The run asked for, or the dense control of the same seed; never the run itself.
 fn against(args: &RobustArgs, results: &Results, (router, seed): (&str, u64)) -> Option<PathBuf> {
-    let corrupts = args.attacks.is_empty()
-        || args.attacks.iter().any(|name| !moe_train::ImageAttack::NAMES.contains(&name.as_str()));
     let dense = |row: &&crate::results::Row| {
         row.router == DENSE && row.seed == seed && row.metrics.is_some()
     };
-    let control = results.rows.iter().find(dense).filter(|_| router != DENSE && corrupts);
+    let control = results.rows.iter().find(dense).filter(|_| router != DENSE && args.corrupts());
     // Text has no corruption error.
     let control = control.filter(|_| results.terms.tokenizer.starts_with("patches"));
     let dense = control.map(|_| run_dir(&args.dir, DENSE, seed));
@@ -140,15 +151,10 @@ fn overview(found: &[(String, u64, Robustness)]) -> Result<Overview> {
     let text = first.clean.perplexity.is_some();
     let points: Vec<Point> = found.iter().flat_map(points).collect();
     let mut entries: Vec<Entry> = Vec::new();
-    for point in &points {
-        let same = |p: &&Point| {
-            (&p.router, &p.attack, p.level) == (&point.router, &point.attack, point.level)
-        };
-        let known = |e: &Entry| {
-            (&e.router, &e.attack, e.level) == (&point.router, &point.attack, point.level)
-        };
-        if !entries.iter().any(known) {
-            entries.push(entry(&points.iter().filter(same).collect::<Vec<_>>())?);
+    for (place, point) in points.iter().enumerate() {
+        if !points[..place].iter().any(|other| other.is_like(point)) {
+            let like = points.iter().filter(|other| other.is_like(point));
+            entries.push(entry(&like.collect::<Vec<_>>())?);
         }
     }
     let mut not_run: Vec<String> = found
@@ -171,13 +177,14 @@ fn overview(found: &[(String, u64, Robustness)]) -> Result<Overview> {
     })
 }
 
-/// Clean, under every attack, and the corruption error.
+/// Clean, under every attack, the corruption error, and other sets.
 fn points((router, seed, run): &(String, u64, Robustness)) -> Vec<Point> {
     let point = |attack: &str, level, score, flips| Point {
         router: router.clone(),
         seed: *seed,
         attack: attack.to_owned(),
         level,
+        measure: None,
         score,
         flips,
     };
@@ -186,7 +193,25 @@ fn points((router, seed, run): &(String, u64, Robustness)) -> Vec<Point> {
     let attacked =
         run.rows.iter().map(|row| point(&row.attack, row.level, score(&row.score), flips(row)));
     let mce = run.mce.as_ref().map(|mce| point("mce", 0.0, mce.mce, None));
-    [clean].into_iter().chain(attacked).chain(mce).collect()
+    let sets = of_sets(run).into_iter().map(|(set, measure, score)| Point {
+        measure: Some(measure),
+        ..point(&set, 0.0, score, None)
+    });
+    [clean].into_iter().chain(attacked).chain(mce).chain(sets).collect()
+}
+
+/// Every measure on another set: the set, the measure's name, and its value.
+fn of_sets(run: &Robustness) -> Vec<(String, &'static str, f64)> {
+    let hard = run.hard.iter().flat_map(|set| {
+        let all = set.score.accuracy.unwrap_or_default();
+        let measures = [("accuracy among its classes", set.accuracy_among), ("among all", all)];
+        measures.map(|(name, value)| (format!("hard {}", set.name), name, value))
+    });
+    let unknown = run.unknown.iter().flat_map(|set| {
+        let measures = [("AUROC", set.auroc), ("AUPR", set.aupr), ("FPR95", set.fpr95)];
+        measures.map(|(name, value)| (format!("unknown {}", set.name), name, value))
+    });
+    hard.chain(unknown).collect()
 }
 
 fn flips(row: &Row) -> Option<f64> {
@@ -208,6 +233,7 @@ fn entry(points: &[&Point]) -> Result<Entry> {
     };
     Ok(Entry {
         level: points[0].level,
+        measure: points[0].measure.map(str::to_owned),
         seeds: points.iter().map(|point| point.seed).collect(),
         score: Summary::of(&scores).with_context(of)?,
         interval,
@@ -238,6 +264,7 @@ mod tests {
             seed,
             attack: "fog".into(),
             level: 2.0,
+            measure: None,
             score,
             flips,
         };

@@ -41,6 +41,12 @@ pub struct Robustness {
     pub rows: Vec<Row>,
     /// What was asked for and not run.
     pub not_run: Vec<NotRun>,
+    /// On hard pictures of some of the classes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hard: Vec<HardSet>,
+    /// On pictures of no class.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unknown: Vec<UnknownSet>,
     /// Corruption error against another model, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mce: Option<MeanCorruption>,
@@ -98,6 +104,37 @@ pub struct NotRun {
     pub reason: String,
 }
 
+/// Accuracy on pictures of some of the classes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HardSet {
+    /// Name of the directory.
+    pub name: String,
+    /// Classes that it has pictures of.
+    pub classes: usize,
+    /// Share of pictures whose label has the largest logit among these classes.
+    pub accuracy_among: f64,
+    /// Among all classes of the run.
+    pub score: Score,
+}
+
+/// How well `-max softmax` tells pictures of no class from the images of the split; see
+/// [`moe_core::metrics::Detection`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UnknownSet {
+    /// Name of the directory.
+    pub name: String,
+    /// Its pictures, the positive class.
+    pub images: usize,
+    /// Images of the split beside them.
+    pub known: usize,
+    /// Area under the ROC curve.
+    pub auroc: f64,
+    /// Average precision.
+    pub aupr: f64,
+    /// Share of the split's images taken for unknown where about 95 % of the unknown ones are found.
+    pub fpr95: f64,
+}
+
 /// Corruption errors as shares of another model's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MeanCorruption {
@@ -126,6 +163,8 @@ impl Robustness {
             clean,
             rows: Vec::new(),
             not_run: Vec::new(),
+            hard: Vec::new(),
+            unknown: Vec::new(),
             mce: None,
         }
     }
@@ -147,7 +186,16 @@ impl Robustness {
         let asked = |other: &NotRun| cells.iter().any(|cell| other.is(cell));
         self.not_run = before.not_run.into_iter().filter(|other| !asked(other)).collect();
         self.rows = before.rows;
+        (self.hard, self.unknown) = (before.hard, before.unknown);
         self.mce = before.mce;
+    }
+
+    /// Adds what other sets gave, in the place of what earlier commands found on sets of their names.
+    pub(super) fn put_sets(&mut self, hard: Vec<HardSet>, unknown: Vec<UnknownSet>) {
+        self.hard.retain(|old| hard.iter().all(|new| new.name != old.name));
+        self.hard.extend(hard);
+        self.unknown.retain(|old| unknown.iter().all(|new| new.name != old.name));
+        self.unknown.extend(unknown);
     }
 
     /// What has to be equal for rows to stand side by side.
@@ -244,6 +292,8 @@ mod tests {
             clean: score(0.125),
             rows: errors.iter().map(row).collect(),
             not_run: Vec::new(),
+            hard: Vec::new(),
+            unknown: Vec::new(),
             mce: None,
         }
     }
@@ -281,6 +331,23 @@ mod tests {
         let mut later = Robustness { step: 2, ..found(&[]) };
         later.keep_rows(Some(before), &[]);
         assert!(later.rows.is_empty());
+    }
+
+    /// A set that is measured again is there once; others stay, also through a command that measures none.
+    #[test]
+    fn sets_are_replaced_by_name() {
+        let set = |name: &str, accuracy_among| HardSet {
+            name: name.into(),
+            classes: 2,
+            accuracy_among,
+            score: found(&[]).clean,
+        };
+        let mut before = found(&[]);
+        before.put_sets(vec![set("a", 0.5), set("r", 0.25)], Vec::new());
+        let mut now = found(&[]);
+        now.keep_rows(Some(before), &[]);
+        now.put_sets(vec![set("a", 0.75)], Vec::new());
+        assert_eq!(now.hard, [set("r", 0.25), set("a", 0.75)]);
     }
 
     #[test]

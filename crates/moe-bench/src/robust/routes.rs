@@ -1,6 +1,6 @@
 //! Evaluation with the routes of every token, and which of them flip.
 //!
-//! Axis letters: `l` sparse layers, `t` tokens, `k` choices.
+//! Axis letters: `l` sparse layers, `t` tokens, `k` choices, `b` images, `v` classes.
 
 use super::{Clean, Row, Score};
 use crate::inspect::write::Decisions;
@@ -12,6 +12,7 @@ use moe_core::metrics::RouteFlips;
 use moe_data::Split;
 use moe_models::LayerTrace;
 use std::cell::RefCell;
+use tch::Tensor;
 
 /// The experts of every token in every layer, in the order in which an evaluation reads them.
 #[derive(Debug, Default)]
@@ -81,12 +82,21 @@ impl Row {
 }
 
 /// Evaluates a model, and keeps its routes.
-pub(super) fn evaluate(
+pub(super) fn evaluate(prepared: &Prepared, part: (Split, Option<usize>)) -> Result<Clean> {
+    evaluate_seeing(prepared, part, &|_| ())
+}
+
+/// The same; `see` gets the logits of every batch of images, `[b, v]`.
+pub(super) fn evaluate_seeing(
     prepared: &Prepared,
     (split, batches): (Split, Option<usize>),
+    see: &dyn Fn(&Tensor),
 ) -> Result<Clean> {
     let routes = RefCell::new(Routes::default());
-    let line = prepared.watch(split, batches, &|scored| routes.borrow_mut().add(&scored.traces))?;
+    let line = prepared.watch(split, batches, &|scored| {
+        routes.borrow_mut().add(&scored.traces);
+        scored.logits_bv.iter().for_each(see);
+    })?;
     Ok(Clean { score: score(&line, prepared.subject()), routes: routes.into_inner() })
 }
 

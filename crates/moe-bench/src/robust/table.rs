@@ -1,6 +1,6 @@
 //! The rows of a run as a table.
 
-use super::{Entry, Overview, Robustness, Row, Score};
+use super::{Entry, HardSet, Overview, Robustness, Row, Score, UnknownSet};
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
 const ABSENT: &str = "–";
@@ -29,7 +29,41 @@ pub(super) fn of_run(found: &Robustness) -> String {
         text +=
             &format!("\nmean corruption error over {n} corruptions against {of}: {:.3}", mce.mce);
     }
+    for part in [hard(&found.hard), unknown(&found.unknown)].into_iter().flatten() {
+        text += &format!("\n\n{part}");
+    }
     text
+}
+
+/// A table with numbers to the right; none without rows.
+fn aligned(header: &[&str], rows: Vec<Vec<String>>) -> Option<String> {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header);
+    let some = !rows.is_empty();
+    table.add_rows(rows);
+    table.column_iter_mut().skip(1).for_each(|c| c.set_cell_alignment(CellAlignment::Right));
+    some.then(|| table.trim_fmt())
+}
+
+fn hard(sets: &[HardSet]) -> Option<String> {
+    let row = |set: &HardSet| {
+        let all = set.score.accuracy.map_or(ABSENT.into(), |all| format!("{all:.4}"));
+        let among = format!("{:.4}", set.accuracy_among);
+        let counts = [set.score.targets, set.classes].map(|count| count.to_string());
+        [vec![set.name.clone()], counts.to_vec(), vec![among, all]].concat()
+    };
+    let header = ["hard pictures", "images", "classes", "accuracy among them", "among all"];
+    aligned(&header, sets.iter().map(row).collect())
+}
+
+fn unknown(sets: &[UnknownSet]) -> Option<String> {
+    let row = |set: &UnknownSet| {
+        let counts = [set.images, set.known].map(|count| count.to_string());
+        let measures = [set.auroc, set.aupr, set.fpr95].map(|share| format!("{share:.4}"));
+        [vec![set.name.clone()], counts.to_vec(), measures.to_vec()].concat()
+    };
+    let header = ["pictures of no class", "images", "known", "AUROC", "AUPR", "FPR95"];
+    aligned(&header, sets.iter().map(row).collect())
 }
 
 fn line(row: &Row) -> Vec<String> {
@@ -51,7 +85,7 @@ fn measures(score: &Score) -> [(&'static str, String); 2] {
     [("loss", format!("{:.4}", score.loss)), second]
 }
 
-/// A comparison as Markdown: a table per attack, a line per router, a column per level.
+/// A comparison as Markdown: a table per attack or other set, a line per router, a column per level or measure.
 pub(super) fn of_comparison(overview: &Overview) -> String {
     let mut attacks: Vec<&str> = Vec::new();
     for entry in &overview.entries {
@@ -72,28 +106,39 @@ pub(super) fn of_comparison(overview: &Overview) -> String {
     text
 }
 
+/// Level and measure.
+type Column<'a> = (f64, Option<&'a str>);
+
+fn column(entry: &Entry) -> Column<'_> {
+    (entry.level, entry.measure.as_deref())
+}
+
 fn of_attack(overview: &Overview, attack: &str) -> String {
     let entries: Vec<&Entry> = overview.entries.iter().filter(|e| e.attack == attack).collect();
-    let (mut levels, mut routers): (Vec<f64>, Vec<&str>) = (Vec::new(), Vec::new());
+    let (mut columns, mut routers): (Vec<Column<'_>>, Vec<&str>) = (Vec::new(), Vec::new());
     for entry in &entries {
-        if !levels.contains(&entry.level) {
-            levels.push(entry.level);
+        if !columns.contains(&column(entry)) {
+            columns.push(column(entry));
         }
         if !routers.contains(&entry.router.as_str()) {
             routers.push(&entry.router);
         }
     }
-    levels.sort_by(f64::total_cmp);
-    let title = |level: &f64| if *level == 0.0 { attack.to_owned() } else { level.to_string() };
+    columns.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let title = |(level, measure): &Column<'_>| match measure {
+        Some(measure) => (*measure).to_owned(),
+        None if *level == 0.0 => attack.to_owned(),
+        None => level.to_string(),
+    };
     let mut text = format!("\n## {attack}\n\n| router | seeds |");
-    levels.iter().for_each(|level| text += &format!(" {} |", title(level)));
-    text += &format!("\n|---|---|{}\n", "---|".repeat(levels.len()));
+    columns.iter().for_each(|column| text += &format!(" {} |", title(column)));
+    text += &format!("\n|---|---|{}\n", "---|".repeat(columns.len()));
     for router in routers {
-        let of = |level: &f64| entries.iter().find(|e| e.router == router && e.level == *level);
-        let seeds = levels.iter().filter_map(of).map(|entry| entry.seeds.len()).min();
+        let of = |at: &Column<'_>| entries.iter().find(|e| e.router == router && column(e) == *at);
+        let seeds = columns.iter().filter_map(of).map(|entry| entry.seeds.len()).min();
         text += &format!("| {router} | {} |", seeds.unwrap_or(0));
-        levels.iter().for_each(|level| {
-            text += &format!(" {} |", of(level).map_or(ABSENT.to_owned(), |entry| cell(entry)));
+        columns.iter().for_each(|at| {
+            text += &format!(" {} |", of(at).map_or(ABSENT.to_owned(), |entry| cell(entry)));
         });
         text.push('\n');
     }

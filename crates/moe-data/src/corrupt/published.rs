@@ -1,13 +1,13 @@
-//! Readers of published sets of damaged and of hard images: CIFAR-10-C, ImageNet-C, ImageNet-A and ImageNet-R.
-//!
-//! ImageNet-O holds other classes than the training images, so it has no labels to be right about; its folder
-//! is refused with the name of the first class that is not known.
+//! Readers of published sets of damaged, of hard and of unknown images: CIFAR-10-C, ImageNet-C, ImageNet-A,
+//! ImageNet-R and ImageNet-O.
 
 use std::path::Path;
 
 use super::ImageCorruption;
 use crate::error::DataError;
-use crate::image::{CIFAR_SIZE, ImageSet, ImageSize, Images, labelled_pictures, read_npy};
+use crate::image::{
+    CIFAR_SIZE, Form, ImageSet, ImageSize, Images, labelled_pictures, read_npy, unlabelled_pictures,
+};
 use crate::read::read_file;
 
 /// Severities of a published set.
@@ -43,15 +43,24 @@ pub fn read(
 }
 
 /// The images of a directory of classes, some of those of `like`: ImageNet-A, ImageNet-R, or one severity of
-/// ImageNet-C. A label is an index into the classes of `like`.
+/// ImageNet-C. A label is an index into the classes of `like`. Squares are resized and cut to the size of
+/// `like`, and colours become brightness where it has one channel.
 ///
 /// # Errors
 ///
 /// A folder that is no class of `like`, and pictures that cannot be decoded.
 pub fn read_folder(directory: &Path, like: &Images) -> Result<ImageSet, DataError> {
-    let size = like.size();
-    let side = (size.height == size.width).then_some(size.height as u32);
-    labelled_pictures(directory, like.classes(), side)
+    labelled_pictures(directory, like.classes(), Form::of(like.size()))
+}
+
+/// The images of a directory and its folders that show no class of `like`: ImageNet-O. All have the label 0,
+/// which means nothing. They are made alike as in [`read_folder`].
+///
+/// # Errors
+///
+/// No picture there, and pictures that cannot be decoded.
+pub fn read_unknown(directory: &Path, like: &Images) -> Result<ImageSet, DataError> {
+    unlabelled_pictures(directory, Form::of(like.size()))
 }
 
 fn read_array(array: &Path, labels: &Path, severity: usize) -> Result<ImageSet, DataError> {

@@ -41,6 +41,14 @@ pub(crate) fn planes(picture: &DynamicImage) -> (ImageSize, Vec<u8>) {
     (size, (0..3).flat_map(plane).collect())
 }
 
+/// The brightness as one plane, `[1, h, w]`.
+pub(crate) fn grey_plane(picture: &DynamicImage) -> (ImageSize, Vec<u8>) {
+    let grey = picture.to_luma8();
+    let size =
+        ImageSize { channels: 1, height: grey.height() as usize, width: grey.width() as usize };
+    (size, grey.into_raw())
+}
+
 /// The middle square of the picture at this side: the shorter side is resized to it, the rest cut.
 pub(crate) fn square(picture: &DynamicImage, side: u32) -> DynamicImage {
     picture.resize_to_fill(side, side, FilterType::Triangle)

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use image::DynamicImage;
 use rayon::prelude::*;
 
 use super::Parts;
-use super::decode::{open, planes, square};
+use super::decode::{grey_plane, open, planes, square};
 use super::set::{ImageSet, ImageSize};
 use crate::error::DataError;
 use crate::read::read_file;
@@ -19,6 +20,29 @@ const PICTURES: [&str; 3] = ["png", "jpg", "jpeg"];
 
 /// A picture and its class.
 type Labelled = (PathBuf, u32);
+
+/// What every picture is made to be.
+#[derive(Clone, Copy)]
+pub(crate) struct Form {
+    /// Side of the square it is resized and cut to; its own size if absent.
+    side: Option<u32>,
+    /// Brightness in the place of colours.
+    grey: bool,
+}
+
+impl Form {
+    /// The form of images of this size; pictures that are no squares must have it already.
+    pub(crate) fn of(size: ImageSize) -> Self {
+        let side = (size.height == size.width).then_some(size.height as u32);
+        Self { side, grey: size.channels == 1 }
+    }
+
+    fn planes(self, picture: &DynamicImage) -> (ImageSize, Vec<u8>) {
+        let cut = self.side.map(|side| square(picture, side));
+        let picture = cut.as_ref().unwrap_or(picture);
+        if self.grey { grey_plane(picture) } else { planes(picture) }
+    }
+}
 
 /// Reads `train` and `val` or `test`.
 pub(crate) fn read(directory: &Path, side: Option<u32>) -> Result<Parts, DataError> {
@@ -37,10 +61,11 @@ pub(crate) fn read(directory: &Path, side: Option<u32>) -> Result<Parts, DataErr
         }
     };
     let train = by_class(&train, (0..).zip(&classes))?;
+    let form = Form { side, grey: false };
     Ok(Parts {
-        train: load(directory, &train, side)?,
-        valid: valid.map(|valid| load(directory, &valid, side)).transpose()?,
-        test: load(directory, &test, side)?,
+        train: load(directory, &train, form)?,
+        valid: valid.map(|valid| load(directory, &valid, form)).transpose()?,
+        test: load(directory, &test, form)?,
         classes,
     })
 }
@@ -106,12 +131,11 @@ pub(crate) fn picture_files(directory: &Path) -> Result<Vec<PathBuf>, DataError>
     Ok(names(directory, is_picture)?.into_iter().map(|name| directory.join(name)).collect())
 }
 
-/// The pictures of folders named after some of `classes`, in the layout of ImageNet-A, -R and -C; decoded as
-/// the training pictures are.
+/// The pictures of folders named after some of `classes`, in the layout of ImageNet-A, -R and -C.
 pub(crate) fn labelled_pictures(
     directory: &Path,
     classes: &[String],
-    side: Option<u32>,
+    form: Form,
 ) -> Result<ImageSet, DataError> {
     let folders = names(directory, Path::is_dir)?;
     if let Some(other) = folders.iter().find(|folder| !classes.contains(folder)) {
@@ -119,7 +143,20 @@ pub(crate) fn labelled_pictures(
         return Err(problem(directory, &what));
     }
     let labels = (0..).zip(classes).filter(|(_, class)| folders.contains(class));
-    load(directory, &by_class(directory, labels)?, side)
+    load(directory, &by_class(directory, labels)?, form)
+}
+
+/// All pictures of a directory and of its folders, whatever these are called, with the label 0: pictures of no
+/// class, in the layout of ImageNet-O.
+pub(crate) fn unlabelled_pictures(directory: &Path, form: Form) -> Result<ImageSet, DataError> {
+    let mut files = picture_files(directory)?;
+    for folder in names(directory, Path::is_dir)? {
+        files.extend(picture_files(&directory.join(folder))?);
+    }
+    if files.is_empty() {
+        return Err(problem(directory, "expected PNG or JPEG pictures, or folders of them"));
+    }
+    load(directory, &files.into_iter().map(|file| (file, 0)).collect::<Vec<_>>(), form)
 }
 
 /// Tiny-ImageNet's list: the name of a picture, a tab, its class, and what does not matter here.
@@ -142,11 +179,8 @@ fn annotated(file: &Path, folder: &Path, classes: &[String]) -> Result<Vec<Label
 }
 
 /// Decodes every picture; the first one says of what size the others must be.
-fn load(directory: &Path, pictures: &[Labelled], side: Option<u32>) -> Result<ImageSet, DataError> {
-    let decoded = |path: &Path| {
-        let picture = open(path)?;
-        Ok(planes(&side.map_or_else(|| picture.clone(), |side| square(&picture, side))))
-    };
+fn load(directory: &Path, pictures: &[Labelled], form: Form) -> Result<ImageSet, DataError> {
+    let decoded = |path: &Path| Ok(form.planes(&open(path)?));
     let Some((first, _)) = pictures.first() else {
         return Err(problem(directory, "a split without a picture"));
     };

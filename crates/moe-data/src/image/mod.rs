@@ -31,7 +31,7 @@ pub use augment::Augment;
 pub use batch::ImageBatch;
 pub(crate) use cifar::SIZE as CIFAR_SIZE;
 pub(crate) use decode::{open as open_picture, planes};
-pub(crate) use folder::{labelled_pictures, picture_files};
+pub(crate) use folder::{Form, labelled_pictures, picture_files, unlabelled_pictures};
 pub(crate) use npy::shaped as read_npy;
 pub use randaugment::RandAugment;
 pub use set::{ImageSet, ImageSize};

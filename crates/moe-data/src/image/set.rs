@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::error::DataError;
+use crate::order::permutation;
 use crate::split::hold_out;
 
 /// Size of an image.
@@ -122,6 +123,15 @@ impl ImageSet {
         Self::new(self.place.clone(), pixels, labels, self.size)
     }
 
+    /// The same images in an order that `seed` decides.
+    ///
+    /// # Errors
+    ///
+    /// None for a set that was read.
+    pub fn shuffled(&self, seed: u64) -> Result<Self, DataError> {
+        self.select(&permutation(seed, 0, self.len()))
+    }
+
     /// Without every `nth` image of those sorted by label, and those alone: all classes lose the same
     /// share, in whatever order a set lists them.
     pub(crate) fn hold_out(&self, nth: usize) -> Result<(Self, Self), DataError> {
@@ -215,6 +225,20 @@ mod tests {
             let error = set(pixels, labels).unwrap_err().to_string();
             assert!(error.starts_with("here: ") && error.contains("2 x 1 x 2"), "{error}");
         }
+    }
+
+    #[test]
+    fn another_order_has_every_image_with_its_label() {
+        let set = set((0..40).collect(), (0..10).collect()).unwrap();
+        let other = set.shuffled(3).unwrap();
+        assert_ne!(other.labels(), set.labels());
+        assert_eq!(other.labels(), set.shuffled(3).unwrap().labels());
+        for (place, &label) in other.labels().iter().enumerate() {
+            assert_eq!(other.pixels(place), set.pixels(label as usize));
+        }
+        let mut labels = other.labels().to_vec();
+        labels.sort_unstable();
+        assert_eq!(labels, set.labels());
     }
 
     /// Labels by turns 0 and 1, every fifth held out: image 8 is the fifth of class 0, image 9 of class 1.

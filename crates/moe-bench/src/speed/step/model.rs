@@ -285,7 +285,8 @@ impl Task for StepTask {
     fn evaluate(&self, plan: &EvalPlan<'_>) -> Result<EvalReport, TrainError> {
         evaluate(plan, self.batches.iter(), |[x_bt, y_bt], cx| {
             let (loss, traces) = self.model.loss(x_bt, y_bt, cx)?;
-            Ok(Scored { loss, count: y_bt.numel(), traces, measures: Vec::new() })
+            let (count, measures) = (y_bt.numel(), Vec::new());
+            Ok(Scored { loss, count, traces, measures, logits_bv: None })
         })
     }
 
