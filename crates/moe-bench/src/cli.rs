@@ -407,7 +407,7 @@ pub struct InspectArgs {
 #[derive(Debug, Args)]
 pub struct CompareArgs {
     /// Size of the comparison: quick, standard, vision, masked or smoe-vae; or a paper's own settings, its methods beside
-    /// their baselines: paper-ac-moe, paper-momentum, paper-smoe-vae, paper-v-moe, paper-vq-moe, paper-x-moe.
+    /// their baselines: paper-ac-moe, paper-ac-moe-vision, paper-momentum, paper-smoe-vae, paper-v-moe, paper-vq-moe, paper-x-moe.
     #[arg(long, default_value = "quick")]
     pub preset: String,
     /// Routers, comma-separated, as `name` or `name:preset`; all that a comparison enters if left out.

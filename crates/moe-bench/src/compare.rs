@@ -54,6 +54,7 @@ pub const PRESETS: &[Preset] = &[
     preset!("smoe-vae", "smoe-vae/small", 3, crate::vae::COMPARED),
     preset!("masked", "masked", 3, []),
     preset!("paper-ac-moe", "ac-moe/paper", 6, ["smoe", "ac-moe:lm"]),
+    preset!("paper-ac-moe-vision", "ac-moe/vision-paper", 6, ["smoe", "ac-moe:swin"]),
     preset!(
         "paper-momentum",
         "momentum/paper",

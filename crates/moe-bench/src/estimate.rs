@@ -12,7 +12,8 @@
 //! moments       twice every learned parameter
 //! activations   twice what the forward pass keeps, for gradients flow beside it:
 //!               a layer's attention  7 N d     (+ 3 N t heads where a router reads the weights;
-//!                                              + N (2 l + t) heads + 3 N d l / t with a span of l)
+//!                                              + N (2 l + t) heads + 3 N d l / t with a span of l;
+//!                                              + 3 N q heads with windows of q tokens)
 //!               a dense layer        2 N d + (m + 1) N H
 //!               a sparse layer       4 N d + m N H + 4 N e
 //!               with recompute = "experts", m N H once instead of in every layer
@@ -36,6 +37,7 @@
 //! Axis letters: `b` batch, `t` tokens, `d` width, `e` experts, `v` vocabulary.
 
 mod ends;
+mod stages;
 
 pub use ends::Ends;
 
@@ -45,7 +47,7 @@ use ends::Rows;
 use moe_models::{LmConfig, Recompute, Rules, SoftmaxConfig};
 use moe_routers::{ParamStore, Role, RouterConfig};
 use serde::Serialize;
-use std::borrow::Cow;
+use stages::Stage;
 use tch::Kind;
 
 /// The measured peak of a training process lies within this factor of the estimate, either way.
@@ -174,12 +176,13 @@ pub fn estimate(recipe: &Recipe, ends: Ends, process: u64) -> Result<Estimate, M
 
 /// What the formulas read.
 struct Sizes<'a> {
-    model: Cow<'a, LmConfig>,
+    /// One after the other; one alone unless the model is a hierarchy.
+    stages: Vec<Stage<'a>>,
     reads_attention: bool,
     /// Share of a bank that a token uses in training.
     share: f64,
-    /// Hidden width that a token uses in a sparse layer.
-    hidden: f64,
+    /// Hidden width that a token uses in a sparse layer, by stage.
+    hidden: Vec<f64>,
     rows: Rows,
     recompute: Recompute,
     ends: Ends,
@@ -187,18 +190,25 @@ struct Sizes<'a> {
 
 impl<'a> Sizes<'a> {
     fn new(recipe: &'a Recipe, router: &dyn RouterConfig, ends: Ends) -> Result<Self, Misuse> {
-        let model = ends.trunk(recipe)?;
-        let experts = model.experts as usize;
+        let rows = ends.rows(recipe);
+        let stages = Stage::all(recipe, ends, &rows)?;
+        let experts = recipe.model.experts as usize;
         let visited = router.trained_experts(experts);
+        let hidden = |stage: &Stage<'_>| visited * stage.model.hidden_of_expert(router) as f64;
         Ok(Self {
             reads_attention: router.reads_attention(),
             share: visited / router.bank(experts) as f64,
-            hidden: visited * model.hidden_of_expert(router) as f64,
-            rows: ends.rows(recipe),
+            hidden: stages.iter().map(hidden).collect(),
+            rows,
             recompute: recipe.train.recompute,
             ends,
-            model,
+            stages,
         })
+    }
+
+    /// The sizes of the last blocks: what the output layer reads.
+    fn model(&self) -> &LmConfig {
+        &self.stages.last().expect("a model has blocks").model
     }
 
     fn memory(&self, learned: u64, buffers: u64, experts: u64, process: u64) -> Memory {
@@ -213,43 +223,46 @@ impl<'a> Sizes<'a> {
     }
 
     fn activations(&self) -> f64 {
-        let LmConfig { width, layers, heads, experts, active_hidden, activation, .. } = *self.model;
-        let Rows { tokens, sequence, pixels, .. } = self.rows;
+        let stages = self.stages.iter().zip(&self.hidden);
+        let kept: f64 = stages.clone().map(|(stage, hidden)| self.kept(stage, *hidden)).sum();
+        let again = stages.map(|(stage, hidden)| self.again(stage, *hidden)).fold(0.0, f64::max);
+        // Between stages: four neighbours side by side, normalised, and what they become.
+        let merged = self.stages.iter().skip(1).map(|s| 5.0 * s.tokens * s.model.width as f64);
+        2.0 * (kept + merged.sum::<f64>() + self.rows.pixels) + again
+    }
+
+    /// Hidden values of a dense and of a sparse layer, one map each.
+    fn hidden_maps(&self, stage: &Stage<'_>, hidden: f64) -> (f64, f64) {
+        let LmConfig { active_hidden, activation, dense_activation, .. } = *stage.model;
         let maps = |gated: bool| if gated { 2.0 } else { 1.0 };
+        let dense = maps(dense_activation.unwrap_or(activation).gated());
+        let routed = maps(activation.gated()) * hidden * stage.tokens;
+        (dense * stage.tokens * active_hidden as f64, routed)
+    }
+
+    /// What is computed again of one layer.
+    fn again(&self, stage: &Stage<'_>, hidden: f64) -> f64 {
+        let (dense, routed) = self.hidden_maps(stage, hidden);
+        if self.recompute == Recompute::None { 0.0 } else { routed.max(dense) }
+    }
+
+    /// What the forward pass of a stage keeps.
+    fn kept(&self, stage: &Stage<'_>, hidden: f64) -> f64 {
+        let LmConfig { width, layers, heads, experts, active_hidden, .. } = *stage.model;
+        let (tokens, sparse, layers) = (stage.tokens, stage.sparse as f64, layers as f64);
+        let n_d = tokens * width as f64;
         let kept = if self.recompute == Recompute::None { 1.0 } else { 0.0 };
-        let sparse = self.model.sparse_layers() as f64;
-        let (layers, n_d) = (layers as f64, tokens * width as f64);
-        let dense_maps = maps(self.model.dense_activation.unwrap_or(activation).gated());
-        let written = if self.reads_attention { 3.0 * sequence * heads as f64 } else { 0.0 };
-        let dense = dense_maps * tokens * active_hidden as f64;
+        let (dense, routed) = self.hidden_maps(stage, hidden);
+        let written = if self.reads_attention { 3.0 * stage.sequence * heads as f64 } else { 0.0 };
         let dense_layer = 2.0 * n_d + tokens * active_hidden as f64 + kept * dense;
-        let routed = maps(activation.gated()) * self.hidden * tokens;
         let scores = tokens * (4.0 * experts as f64 + written);
         let sparse_layer = 4.0 * n_d + scores + kept * routed;
-        let again = (1.0 - kept) * routed.max(dense);
-        let attention = 7.0 * n_d + self.span_values();
-        let feed_forward = dense_layer * (layers - sparse) + sparse_layer * sparse;
-        2.0 * (attention * layers + feed_forward + pixels) + again
-    }
-
-    /// What attention over a span keeps besides.
-    fn span_values(&self) -> f64 {
-        let LmConfig { width, heads, span, .. } = *self.model;
-        let (span, sequence) = (span.unwrap_or(0) as f64, self.rows.sequence);
-        let written = (2.0 * span + sequence) * heads as f64;
-        let remembered = 3.0 * width as f64 * span / sequence;
-        if span > 0.0 { self.rows.tokens * (written + remembered) } else { 0.0 }
-    }
-
-    /// FLOPs of a token in one layer's attention, its matrices aside.
-    fn attention_flops(&self) -> f64 {
-        let (width, span) = (self.model.width as f64, self.model.span.unwrap_or(0) as f64);
-        let again = 4.0 * width * width * span / self.rows.sequence;
-        (6.0 * span + 4.0 * self.rows.sequence) * width + again
+        let attention = 7.0 * n_d + stage.more_kept();
+        attention * layers + dense_layer * (layers - sparse) + sparse_layer * sparse
     }
 
     fn scratch(&self) -> f64 {
-        let (Rows { chunk, outputs, .. }, width) = (self.rows, self.model.width as f64);
+        let (Rows { chunk, outputs, .. }, width) = (self.rows, self.model().width as f64);
         let table = match self.ends {
             Ends::Texts { .. } => 0.0,
             ends => ends.choices() as f64,
@@ -269,18 +282,18 @@ impl<'a> Sizes<'a> {
 
     /// The adaptive softmax of a language model, if it has one.
     fn adaptive(&self) -> Option<&SoftmaxConfig> {
-        self.model.softmax.as_ref().filter(|_| matches!(self.ends, Ends::Text(_)))
+        self.model().softmax.as_ref().filter(|_| matches!(self.ends, Ends::Text(_)))
     }
 
     /// Values of the output layer that are no matrix of their own: a token meets the embedding once more
     /// where it is tied, and the head of an adaptive softmax.
     fn output(&self) -> f64 {
-        let width = self.model.width as f64;
+        let width = self.model().width as f64;
         match (self.adaptive(), self.ends) {
             (Some(softmax), _) => {
                 (softmax.adaptive[0] as f64 + softmax.adaptive.len() as f64) * width
             }
-            (None, Ends::Text(ids) | Ends::Masked(ids)) if self.model.tied_embedding => {
+            (None, Ends::Text(ids) | Ends::Masked(ids)) if self.model().tied_embedding => {
                 ids as f64 * width
             }
             (None, _) => 0.0,
@@ -298,11 +311,28 @@ impl<'a> Sizes<'a> {
         let products: f64 = matrices
             .map(|p| {
                 let share = if p.name.contains(".experts.") { self.share } else { 1.0 };
-                p.tensor.numel() as f64 * share * self.rows.through(&p.name)
+                p.tensor.numel() as f64 * share * self.through(&p.name)
             })
             .sum();
-        let attention = self.attention_flops() * self.model.layers as f64;
-        3.0 * (2.0 * (products + self.output() * self.rows.outputs) + attention * self.rows.tokens)
+        let attention = |stage: &Stage<'_>| {
+            stage.attention_flops() * stage.blocks.len() as f64 * stage.attending
+        };
+        let attention: f64 = self.stages.iter().map(attention).sum();
+        3.0 * (2.0 * (products + self.output() * self.rows.outputs) + attention)
+    }
+
+    /// Rows that pass through a matrix, by its name.
+    fn through(&self, matrix: &str) -> f64 {
+        let mut parts = matrix.split('.');
+        let place = (parts.next(), parts.next().and_then(|number| number.parse::<usize>().ok()));
+        let stage = match place {
+            (Some("layers"), Some(block)) => {
+                self.stages.iter().find(|stage| stage.blocks.contains(&block))
+            }
+            (Some("merge"), Some(before)) => self.stages.get(before + 1),
+            _ => None,
+        };
+        stage.map_or_else(|| self.rows.through(matrix), |stage| stage.through(matrix))
     }
 }
 
@@ -354,7 +384,7 @@ pub(crate) fn size(bytes: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use moe_models::{DecoderLm, ImageSpec, Vit};
+    use moe_models::{DecoderLm, ImageClassifier, ImageSpec, Vit};
     use moe_routers::routers;
     use tch::Device;
 
@@ -542,7 +572,7 @@ mod tests {
             assert_eq!(counts, built, "{router}");
             let batch = recipe.train.batch as f64;
             let rows = vit.tokens(28, 14) as f64 * config.active_experts(4);
-            let exact = 3.0 * batch * model.flops(&vec![rows; model.sparse_layers().count()]);
+            let exact = 3.0 * batch * model.flops(&vec![rows; model.sparse_layers().len()]);
             assert!(
                 (found.flops_per_step / exact - 1.0).abs() < 1e-12,
                 "{router}: {found:?}, {exact}"

@@ -262,10 +262,13 @@ impl Recipe {
         for set in sets {
             crate::overlay::set(&mut table, set)?;
         }
-        vision::refuse_text_keys(&table)?;
+        vision::refuse_unread_keys(&table)?;
         vae::refuse_other_keys(&table)?;
-        let recipe: Self = serde_path_to_error::deserialize(table)
+        let mut recipe: Self = serde_path_to_error::deserialize(table)
             .map_err(|e| Misuse::recipe(&e.path().to_string(), message_of(e.inner())))?;
+        if let Some(vision) = &recipe.vision {
+            recipe.model = vision.blocks(&recipe.model);
+        }
         recipe.check()?;
         Ok(recipe)
     }
@@ -275,6 +278,7 @@ impl Recipe {
     /// # Errors
     /// The key and what is wrong.
     pub fn check(&self) -> Result<(), Misuse> {
+        self.check_stages()?;
         self.model.check().map_err(|e| Misuse::recipe("model", e))?;
         self.train
             .check()
@@ -315,7 +319,7 @@ impl Recipe {
         self.losses
             .check(router.as_ref())
             .map_err(|(key, reason)| Misuse::recipe(&format!("losses.{key}"), reason))?;
-        let sparse = self.trunk()?.sparse_layers();
+        let sparse = self.sparse_layers()?;
         self.residual.residual()?.check(sparse).map_err(|e| Misuse::recipe("residual", e))?;
         self.capacity()?;
         masked::check(self)?;
@@ -329,14 +333,22 @@ impl Recipe {
         self.vision.is_none() && self.vae.is_none()
     }
 
-    /// The sizes of the blocks, with the sparse ones where `vision.placement` wants them.
+    /// Refuses stages that do not go together, in their own words rather than in those of the sizes that
+    /// are made of them.
+    fn check_stages(&self) -> Result<(), Misuse> {
+        let Some(swin) = self.vision.as_ref().and_then(|vision| vision.swin.as_ref()) else {
+            return Ok(());
+        };
+        swin.check(self.model.width).map_err(|e| Misuse::recipe("vision", e))
+    }
+
+    /// The most sparse layers that follow one another.
     ///
     /// # Errors
     /// A placement that leaves no sparse block.
-    fn trunk(&self) -> Result<LmConfig, Misuse> {
-        let trunk = self.vision.as_ref().map(|vision| vision.trunk(&self.model)).transpose();
-        let trunk = trunk.map_err(|e| Misuse::recipe("vision", e))?;
-        Ok(trunk.unwrap_or_else(|| self.model.clone()))
+    fn sparse_layers(&self) -> Result<usize, Misuse> {
+        let Some(vision) = &self.vision else { return Ok(self.model.sparse_layers()) };
+        vision.sparse_layers(&self.model).map_err(|e| Misuse::recipe("vision", e))
     }
 
     /// The capacity policy, if the recipe has one.
@@ -427,7 +439,7 @@ impl Recipe {
         if self.vae.is_some() {
             vae::drop_other_keys(&mut table);
         } else {
-            vision::drop_text_keys(&mut table);
+            vision::drop_unread_keys(&mut table);
         }
         toml::to_string_pretty(&table).expect("a recipe is plain data")
     }

@@ -8,7 +8,7 @@ use crate::vae::VaeRecipe;
 use crate::vision::VisionRecipe;
 use anyhow::Result;
 use moe_data::{Images, MaskedText, Masking, Split, TokenStream};
-use moe_models::{DecoderLm, ImageSpec, MaskedLm, Recompute, Rules, SmoeVae, TextClassifier, Vit};
+use moe_models::{DecoderLm, ImageSpec, MaskedLm, Recompute, Rules, SmoeVae, TextClassifier};
 use moe_routers::ParamStore;
 use moe_train::{ImageTask, LmTask, MaskedTask, Task, TextTask, VaeTask};
 use std::sync::Arc;
@@ -87,10 +87,7 @@ impl Subject {
                 Ok(Box::new(LmTask::new(model, Arc::clone(text), size, device)))
             }
             Self::Images(images, vision) => {
-                let (config, spec) = (vision.vit(), spec(images));
-                config.check(spec.chw).map_err(|e| Misuse::recipe("vision", e))?;
-                let model = Vit::new(store, &config, &recipe.model, &rules, spec);
-                let model = model.map_err(|e| Misuse::recipe("model", e))?;
+                let model = vision.classifier(store, &recipe.model, &rules, spec(images))?;
                 let how = (train.batch, vision.augment.clone());
                 Ok(Box::new(ImageTask::new(model, Arc::clone(images), how, device)))
             }
@@ -156,7 +153,7 @@ impl Subject {
             Self::Text(_) | Self::Masked(..) => recipe.train.sequence,
             Self::Images(images, vision) => {
                 let [_, h, w] = spec(images).chw;
-                vision.vit().tokens(h, w) as usize
+                vision.tokens(h, w) as usize
             }
             Self::Drawings(..) => 1,
             Self::Labelled(labelled) => labelled.texts.mean_tokens().round() as usize,

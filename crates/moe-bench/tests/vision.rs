@@ -214,3 +214,69 @@ fn routers_are_compared_on_images() {
     let floor = results["terms"]["unigram_loss"].as_f64().unwrap();
     assert!((floor - 2f64.ln()).abs() < 0.01, "{floor}");
 }
+
+/// Two stages on maps of 4 x 4 and 2 x 2 tokens, in the place of the Vision Transformer.
+fn hierarchy() -> tempfile::TempDir {
+    let place = place();
+    let path = place.path().join("tiny.toml");
+    let recipe = fs::read_to_string(&path).unwrap();
+    let recipe = recipe
+        .replace("{ name = \"v-moe\", preset = \"paper_bpr\" }", "\"ac-moe:swin\"")
+        .replace("layers = 2\nheads = 2\n", "")
+        .replace(
+            "patch = 4\nplacement = { last = 1 }",
+            concat!(
+                "patch = 2\n[vision.swin]\ndepths = [2, 4]\nheads = [2, 4]\nwindow = 3\n",
+                "moe_stages = [1, 2]",
+            ),
+        );
+    fs::write(path, recipe).unwrap();
+    place
+}
+
+/// Training, resuming, both kinds of evaluation, the log of routes, damaged images: a hierarchy, whose layers
+/// have different numbers of tokens, goes where the other classifier goes.
+#[test]
+fn a_hierarchy_goes_the_whole_way() {
+    let place = hierarchy();
+    let path = |name: &str| show(&place.path().join(name));
+    let train = |more: &[&str]| {
+        let (code, _, err) =
+            moe(&[&["train", &path("tiny.toml"), "--threads", "1"], more].concat());
+        assert_eq!(code, 0, "{err}");
+    };
+    train(&["--out", &path("straight")]);
+    train(&["--out", &path("halves"), "--set", "train.stop_after=4"]);
+    train(&["--out", &path("halves"), "--resume"]);
+    let model = |run: &str| {
+        fs::read(place.path().join(run).join("checkpoints/step-000006/model.safetensors")).unwrap()
+    };
+    assert!(model("straight") == model("halves"), "resuming is arithmetic");
+
+    let (run, log) = (path("straight"), path("routing.jsonl"));
+    let line = json(&["eval", &run, "--split", "test", "--json", "--routing-log", &log]);
+    assert_eq!(line["tokens"].as_u64(), Some(8));
+    assert!(line["measures"]["flops_per_image"].as_f64().unwrap() > 0.0);
+    // Eight images of 16 and of 4 tokens; in the second batch of four, the numbers go on.
+    let report = json(&["inspect", &log, "--json"]);
+    let layers = report["layers"].as_array().unwrap();
+    let tokens: Vec<u64> = layers.iter().map(|layer| layer["tokens"].as_u64().unwrap()).collect();
+    assert_eq!(tokens, [128, 32, 32]);
+    let compared = |layer: usize| layers[layer]["cross_layer_instability"].is_number();
+    assert_eq!([0, 1, 2].map(compared), [false, true, false], "{report}");
+
+    let shots = json(&["eval", &run, "--few-shot", "1", "--json"]);
+    assert_eq!(shots[0]["shots"], 1);
+    let (code, table, err) =
+        moe(&["robust", &run, "--attacks", "fgsm,contrast", "--severities", "1"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(table.contains("fgsm"), "{table}");
+
+    let sketch = json(&["train", &path("tiny.toml"), "--dry-run", "--json"]);
+    assert_eq!(sketch["tokens_per_step"], 4 * 16);
+    let trained: serde_json::Value = serde_json::from_str(
+        &fs::read_to_string(place.path().join("straight/result.json")).unwrap(),
+    )
+    .unwrap();
+    assert_eq!(sketch["params_total"], trained["params_total"], "{trained}");
+}

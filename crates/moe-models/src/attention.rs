@@ -3,6 +3,7 @@
 //! Axis letters: `b` batch, `t` tokens, `d` width, `m` heads, `c` width of a head.
 
 pub mod span;
+pub mod window;
 
 use crate::precision::Precision;
 use moe_routers::Params;

@@ -4,6 +4,7 @@
 
 use crate::attention::Attention;
 use crate::attention::span::SpanAttention;
+use crate::attention::window::{WindowAttention, Windows};
 use crate::experts::{Activation, ExpertExec, ExpertShape, Experts};
 use crate::layer::{LayerTrace, MoeLayer};
 use crate::lm::{LmConfig, RoutingGroup, Rules};
@@ -27,6 +28,7 @@ enum FeedForward {
 enum SelfAttention {
     Whole(Attention),
     Span(SpanAttention),
+    Window(WindowAttention),
 }
 
 /// What passes through the blocks of a model beside the tokens.
@@ -38,12 +40,43 @@ pub(crate) struct Stream<'a> {
     pub(crate) carried: Carried,
     /// One entry per sparse layer so far.
     pub(crate) traces: Vec<LayerTrace>,
+    /// Traces of earlier stages, whose tokens are others.
+    earlier: usize,
+}
+
+impl<'a> Stream<'a> {
+    /// Before the first block.
+    pub(crate) fn new(memory: &'a mut Memory) -> Self {
+        Self { memory, carried: Carried::new(), traces: Vec::new(), earlier: 0 }
+    }
+
+    /// The tokens that come now are none of those before: nothing is carried on, and the next sparse layer
+    /// has none before it.
+    pub(crate) fn next_stage(&mut self) {
+        (self.carried, self.earlier) = (Carried::new(), self.traces.len());
+    }
+}
+
+/// Where a block stands in its model.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// Counted from 0.
+    pub(crate) index: i64,
+    /// Blocks of the model.
+    pub(crate) blocks: i64,
+    /// Which of the sparse layers it has; `None` for a dense one.
+    pub(crate) sparse: Option<usize>,
+    /// The windows of its attention; `None` for attention to the whole sequence.
+    pub(crate) windows: Option<Windows>,
+    /// Share of the images at which training leaves out a sublayer.
+    pub(crate) drop_path: f64,
 }
 
 #[derive(Debug)]
 pub(crate) struct Block {
     index: usize,
     dropout: f64,
+    drop_path: f64,
     attention: SelfAttention,
     attention_norm: TorchNorm,
     attention_residual: Plain,
@@ -71,22 +104,46 @@ fn norms(params: &Params<'_>, width: i64, needed: NormsNeeded) -> Norms {
 }
 
 impl Block {
+    /// Block `layer` of a model with blocks of one size.
     pub(crate) fn new(root: &Params<'_>, config: &LmConfig, rules: &Rules<'_>, layer: i64) -> Self {
-        let (params, d) = (root.child("layers").child(layer), config.width);
-        let output_scale = (1.0 / (2.0 * config.layers as f64)).sqrt();
+        let place = Place {
+            index: layer,
+            blocks: config.layers,
+            sparse: config.sparse_index(layer),
+            windows: None,
+            drop_path: 0.0,
+        };
+        Self::at(root, config, rules, place)
+    }
+
+    /// A block of the sizes in `config` at a place of its own.
+    pub(crate) fn at(
+        root: &Params<'_>,
+        config: &LmConfig,
+        rules: &Rules<'_>,
+        place: Place,
+    ) -> Self {
+        let (params, d) = (root.child("layers").child(place.index), config.width);
         let sequence_only = rules.router.within_sequence();
-        let needed = rules.residual.norms(config.norm, config.sparse_index(layer).is_some());
+        let sparse = place.sparse.is_some();
+        let needed = rules.residual.norms(config.norm, sparse);
         Self {
-            index: layer as usize,
+            index: place.index as usize,
             dropout: config.dropout,
-            attention: SelfAttention::new(&params.child("attention"), config, output_scale),
+            drop_path: place.drop_path,
+            attention: SelfAttention::new(&params.child("attention"), config, place),
             attention_norm: norm(&params.child("attention_norm"), d),
             attention_residual: Plain::new(config.norm),
-            feed_forward: FeedForward::new(&params, config, rules, layer),
+            feed_forward: FeedForward::new(&params, config, rules, place),
             feed_forward_norms: norms(&params, d, needed),
             group: if sequence_only { RoutingGroup::Sequence } else { config.routing_group },
-            reads_attention: config.sparse_index(layer).is_some() && rules.router.reads_attention(),
+            reads_attention: sparse && rules.router.reads_attention(),
         }
+    }
+
+    /// Its place among the blocks, counted from 0.
+    pub(crate) fn index(&self) -> usize {
+        self.index
     }
 
     /// Sets what products are carried out in.
@@ -110,7 +167,7 @@ impl Block {
     pub(crate) fn of_all(self) -> Self {
         let attention = match self.attention {
             SelfAttention::Whole(attention) => SelfAttention::Whole(attention.of_all()),
-            span @ SelfAttention::Span(_) => span,
+            other @ (SelfAttention::Span(_) | SelfAttention::Window(_)) => other,
         };
         Self { attention, ..self }
     }
@@ -126,14 +183,15 @@ impl Block {
     ) -> Result<Tensor, RouteError> {
         let (x_btd, weight_bmtt) = self.attend(x_btd, cx, stream.memory)?;
         let (norms, carried) = (&self.feed_forward_norms, &mut stream.carried);
-        let drop = |y_btd: Tensor| self.dropped(y_btd, "feed_forward_dropout", cx);
+        let drop =
+            |y_btd: Tensor| self.dropped(y_btd, ["feed_forward_dropout", "feed_forward_path"], cx);
         match &self.feed_forward {
             FeedForward::Dense(network) => {
                 let mut run = |x_btd: &Tensor| Ok(drop(network.dense(x_btd)));
                 residual.dense(norms, &x_btd, carried, &mut run)
             }
             FeedForward::Sparse(layer) => {
-                let previous = stream.traces.last().map(|trace| &trace.routing);
+                let previous = stream.traces[stream.earlier..].last().map(|trace| &trace.routing);
                 let cx = RouteCx { previous, attention_gmtt: weight_bmtt.as_ref(), ..*cx };
                 let mut last: Option<LayerTrace> = None;
                 let mut run = |x_btd: &Tensor| {
@@ -170,6 +228,7 @@ impl Block {
                     y_btd
                 }
                 SelfAttention::Whole(attention) => attention.forward(x_btd),
+                SelfAttention::Window(attention) => attention.forward(x_btd),
                 SelfAttention::Span(attention) => {
                     let memory_bld = memory.block(self.index).expect("the memory of this model");
                     let y_btd = attention.forward(x_btd, memory_bld);
@@ -177,19 +236,33 @@ impl Block {
                     y_btd
                 }
             };
-            Ok(self.dropped(y_btd, "attention_dropout", cx))
+            Ok(self.dropped(y_btd, ["attention_dropout", "attention_path"], cx))
         };
         let x_btd = self.attention_residual.step(&self.attention_norm, x_btd, &mut run)?;
         Ok((x_btd, weight_bmtt))
     }
 
-    /// The same with a share of its values zero, and the others larger by as much, in training.
-    fn dropped(&self, y_btd: Tensor, name: &'static str, cx: &RouteCx<'_>) -> Tensor {
-        if self.dropout == 0.0 || !matches!(cx.phase, Phase::Train { .. }) {
+    /// The same with a share of its values zero, then of its sequences, and the others larger by as much, in
+    /// training. The draws are named for values and for sequences.
+    fn dropped(&self, y_btd: Tensor, names: [&'static str; 2], cx: &RouteCx<'_>) -> Tensor {
+        if !matches!(cx.phase, Phase::Train { .. }) {
             return y_btd;
         }
-        let draw_btd = cx.noise.uniform(Site { layer: self.index, name }, &y_btd);
-        y_btd * draw_btd.ge(self.dropout) / (1.0 - self.dropout)
+        let drop = |y_btd: Tensor, share: f64, name: &'static str, like: &Tensor| {
+            let draw = cx.noise.uniform(Site { layer: self.index, name }, like);
+            y_btd * draw.ge(share) / (1.0 - share)
+        };
+        let [values, path] = names;
+        let mut y_btd = y_btd;
+        if self.dropout > 0.0 {
+            let like_btd = y_btd.shallow_clone();
+            y_btd = drop(y_btd, self.dropout, values, &like_btd);
+        }
+        if self.drop_path > 0.0 {
+            let like_b11 = y_btd.narrow(1, 0, 1).narrow(2, 0, 1);
+            y_btd = drop(y_btd, self.drop_path, path, &like_b11);
+        }
+        y_btd
     }
 
     /// The sparse layer on the groups of the batch.
@@ -230,31 +303,39 @@ impl Block {
     }
 }
 
+/// Factor on the deviation of initial outputs of a sublayer, of which a model has two in each block.
+fn output_scale(blocks: i64) -> f64 {
+    (1.0 / (2.0 * blocks as f64)).sqrt()
+}
+
 impl SelfAttention {
-    fn new(params: &Params<'_>, config: &LmConfig, output_scale: f64) -> Self {
-        let (d, heads) = (config.width, config.heads);
-        match config.span {
-            None => Self::Whole(Attention::new(params, d, heads, output_scale)),
-            Some(span) => Self::Span(SpanAttention::new(params, (d, heads, span), output_scale)),
+    fn new(params: &Params<'_>, config: &LmConfig, place: Place) -> Self {
+        let (d, heads, scale) = (config.width, config.heads, output_scale(place.blocks));
+        match (place.windows, config.span) {
+            (Some(windows), _) => {
+                Self::Window(WindowAttention::new(params, (d, heads), windows, scale))
+            }
+            (None, None) => Self::Whole(Attention::new(params, d, heads, scale)),
+            (None, Some(span)) => Self::Span(SpanAttention::new(params, (d, heads, span), scale)),
         }
     }
 }
 
 impl FeedForward {
-    fn new(params: &Params<'_>, config: &LmConfig, rules: &Rules<'_>, layer: i64) -> Self {
+    fn new(params: &Params<'_>, config: &LmConfig, rules: &Rules<'_>, place: Place) -> Self {
         let shape = |experts: i64, hidden: i64, activation: Activation| ExpertShape {
             experts,
             width: config.width,
             hidden,
             activation,
             bias: config.bias,
-            output_scale: (1.0 / (2.0 * config.layers as f64)).sqrt(),
+            output_scale: output_scale(place.blocks),
         };
         let exec = match params.is_sketch() {
             true => ExpertExec::Loop, // which packs no weights
             false => ExpertExec::best(params.device(), params.kind()),
         };
-        let Some(index) = config.sparse_index(layer) else {
+        let Some(index) = place.sparse else {
             let activation = config.dense_activation.unwrap_or(config.activation);
             let shape = shape(1, config.active_hidden, activation);
             return Self::Dense(Experts::new(&params.child("dense"), shape, exec));

@@ -23,7 +23,7 @@ use crate::memory::Memory;
 use crate::precision::Precision;
 use moe_core::RouteError;
 use moe_routers::norm::TorchNorm;
-use moe_routers::residual::{Carried, LN_EPS};
+use moe_routers::residual::LN_EPS;
 use moe_routers::{Init, ParamStore, Residual, Role, RouteCx};
 use tch::Tensor;
 
@@ -198,8 +198,7 @@ impl MaskedLm {
         let mut x_btd = self.embedding_norm.apply(&x_btd, LN_EPS);
         watch(&x_btd);
         let mut memory = Memory::default();
-        let mut stream =
-            Stream { memory: &mut memory, carried: Carried::new(), traces: Vec::new() };
+        let mut stream = Stream::new(&mut memory);
         let cx = RouteCx { token_gt: Some(x_bt), ..*cx };
         for block in &self.blocks {
             x_btd = block.forward(self.residual.as_ref(), &x_btd, &cx, &mut stream)?;

@@ -8,11 +8,10 @@
 use crate::block::Block;
 use moe_routers::{ParamStore, Role};
 
-/// Products of one token in the routers of all blocks: what a router says of itself, else the values of
+/// Products of one token in the routers of these blocks: what a router says of itself, else the values of
 /// its learned matrices, through which each token passes.
 pub(crate) fn of_routers(blocks: &[Block], store: &ParamStore) -> f64 {
-    let layers =
-        blocks.iter().enumerate().filter_map(|(index, block)| Some((index, block.sparse()?)));
+    let layers = blocks.iter().filter_map(|block| Some((block.index(), block.sparse()?)));
     layers
         .map(|(index, layer)| layer.router.products().unwrap_or_else(|| matrices(index, store)))
         .sum()
@@ -27,7 +26,7 @@ fn matrices(block: usize, store: &ParamStore) -> f64 {
     matrices.map(|p| p.tensor.numel() as f64).sum()
 }
 
-/// Products of one token in all dense feed-forward layers.
+/// Products of one token in the dense feed-forward layers of these blocks.
 pub(crate) fn of_dense(blocks: &[Block]) -> f64 {
     blocks.iter().filter_map(Block::dense).map(|network| network.products()).sum()
 }

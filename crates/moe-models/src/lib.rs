@@ -1,8 +1,8 @@
 //! Experts, the sparse layer and backbones on libtorch.
 //!
 //! A [`MoeLayer`] is a router and a bank of experts; a [`DecoderLm`] is a decoder-only language model, a
-//! [`MaskedLm`] one that sees both sides and a [`Vit`] an image classifier, whose feed-forward layers are
-//! dense or sparse; a [`SmoeVae`] chooses among decoders, and a [`TextClassifier`] is a language model with
+//! [`MaskedLm`] one that sees both sides, a [`Vit`] an image classifier and a [`Swin`] one in stages, whose
+//! feed-forward layers are dense or sparse; a [`SmoeVae`] chooses among decoders, and a [`TextClassifier`] is a language model with
 //! another head. Whatever a forward pass wants to say besides its
 //! output (losses, loads, entropies) comes back in a [`LayerTrace`]; nothing is kept in globals.
 //!
@@ -16,6 +16,7 @@ pub mod encoder;
 pub mod experts;
 mod flops;
 pub mod head;
+pub mod image;
 pub mod layer;
 pub mod lm;
 pub mod loss;
@@ -23,6 +24,7 @@ pub mod memory;
 mod precision;
 mod recompute;
 pub mod smoe_vae;
+pub mod swin;
 pub mod vit;
 
 pub use attention::Attention;
@@ -30,6 +32,7 @@ pub use classifier::{TextClassifier, TextPool};
 pub use encoder::MaskedLm;
 pub use experts::{Activation, ExpertExec, ExpertShape, Experts};
 pub use head::adaptive::SoftmaxConfig;
+pub use image::{ImageClassifier, ImageSpec};
 pub use layer::{LayerTrace, MoeLayer};
 pub use lm::{DecoderLm, LmConfig, ModelError, Output, RoutingGroup, Rules};
 pub use loss::LossWeights;
@@ -38,4 +41,5 @@ pub use moe_routers::Norm;
 pub use precision::Precision;
 pub use recompute::Recompute;
 pub use smoe_vae::{SmoeVae, VaeConfig};
-pub use vit::{ImageSpec, Pool, Vit, VitConfig};
+pub use swin::{Swin, SwinConfig};
+pub use vit::{Pool, Vit, VitConfig};

@@ -17,7 +17,7 @@ use crate::precision::Precision;
 use crate::recompute::Recompute;
 use moe_core::{CapacityPolicy, RouteError};
 use moe_routers::norm::TorchNorm;
-use moe_routers::residual::{Carried, LN_EPS, PlainConfig};
+use moe_routers::residual::{LN_EPS, PlainConfig};
 use moe_routers::{Norm, ParamStore, Residual, ResidualConfig, RouteCx, RouterConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -507,7 +507,7 @@ impl DecoderLm {
         if let Some(position_td) = &self.position_td {
             x_btd += position_td.narrow(0, 0, t);
         }
-        let mut stream = Stream { memory, carried: Carried::new(), traces: Vec::new() };
+        let mut stream = Stream::new(memory);
         let cx = RouteCx { token_gt: Some(x_bt), ..*cx };
         for block in &self.blocks {
             x_btd = block.forward(self.residual.as_ref(), &x_btd, &cx, &mut stream)?;

@@ -17,19 +17,18 @@
 //! lets noise part them; no expert dropout.
 //!
 //! Axis letters: `b` batch, `t` tokens, `d` width, `c` channels, `h` height, `w` width of an image, `p`
-//! side of a patch, `v` classes, `l` sparse layers.
+//! side of a patch, `l` sparse layers.
 
-pub(crate) mod flops;
+mod flops;
 
-use crate::block::{Block, Stream, norm};
-use crate::layer::{LayerTrace, MoeLayer};
+use crate::block::{Block, Stream};
+use crate::image::{ImageClassifier, ImageSpec, ImageTrunk, Patches, check_patch};
+use crate::layer::LayerTrace;
 use crate::lm::{LmConfig, ModelError, Rules};
 use crate::memory::Memory;
 use moe_core::RouteError;
-use moe_routers::norm::TorchNorm;
-use moe_routers::residual::{Carried, LN_EPS};
 use moe_routers::v_moe::Placement;
-use moe_routers::{Init, ParamStore, Residual, Role, RouteCx};
+use moe_routers::{ParamStore, RouteCx};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -60,15 +59,6 @@ impl Default for VitConfig {
     fn default() -> Self {
         Self { patch: 4, pool: Pool::ClassToken, placement: None }
     }
-}
-
-/// Size of the images and number of classes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ImageSpec {
-    /// Channels, height and width.
-    pub chw: [i64; 3],
-    /// Number of classes.
-    pub classes: i64,
 }
 
 impl VitConfig {
@@ -102,30 +92,19 @@ impl VitConfig {
     ///
     /// # Errors
     /// Names the key.
-    pub fn check(&self, [_, h, w]: [i64; 3]) -> Result<(), ModelError> {
-        if self.patch < 1 || h % self.patch != 0 || w % self.patch != 0 {
-            let reason = format!("{} does not divide images of {h} x {w}", self.patch);
-            return Err(ModelError { key: "patch", reason });
-        }
-        Ok(())
+    pub fn check(&self, chw: [i64; 3]) -> Result<(), ModelError> {
+        check_patch(self.patch, chw)
     }
 }
 
-/// The image classifier.
+/// The Vision Transformer.
 #[derive(Debug)]
 pub struct Vit {
-    patch_dn: Tensor,
-    patch_d: Tensor,
+    patches: Patches,
     class_d: Option<Tensor>,
     position_td: Tensor,
-    blocks: Vec<Block>,
-    final_norm: TorchNorm,
-    head_vd: Tensor,
-    head_v: Tensor,
-    residual: Box<dyn Residual>,
-    trunk: LmConfig,
-    patch: i64,
-    active_share: f64,
+    trunk: ImageTrunk,
+    sizes: LmConfig,
     /// Products of one token in all routers.
     router_products: f64,
 }
@@ -143,76 +122,29 @@ impl Vit {
         rules: &Rules<'_>,
         task: ImageSpec,
     ) -> Result<Self, ModelError> {
-        let trunk = LmConfig { span: None, ..config.trunk(blocks)? };
-        trunk.check()?;
+        let sizes = LmConfig { span: None, ..config.trunk(blocks)? };
+        sizes.check()?;
         config.check(task.chw)?;
-        let (root, d, [c, h, w]) = (store.root(), trunk.width, task.chw);
-        let (values, experts) = (c * config.patch * config.patch, trunk.experts as usize);
+        let (root, d, [c, h, w]) = (store.root(), sizes.width, task.chw);
         let class = config.pool == Pool::ClassToken;
-        let block = |layer| Block::new(&root, &trunk, rules, layer).of_all();
-        let blocks: Vec<Block> = (0..trunk.layers).map(block).collect();
+        let patches = Patches::new(&root, (c, config.patch), d);
+        let class_d = class.then(|| root.constant("class_token", &[d], 0.0));
+        let position_td = root.matrix("position", &[config.tokens(h, w), d], 0.02);
+        let block = |layer| Block::new(&root, &sizes, rules, layer).of_all();
+        let blocks: Vec<Block> = (0..sizes.layers).map(block).collect();
         Ok(Self {
-            patch_dn: root.matrix("patch.weight", &[d, values], (1.0 / values as f64).sqrt()),
-            patch_d: root.constant("patch.bias", &[d], 0.0),
-            class_d: class.then(|| root.constant("class_token", &[d], 0.0)),
-            position_td: root.matrix("position", &[config.tokens(h, w), d], 0.02),
             router_products: crate::flops::of_routers(&blocks, store),
-            blocks,
-            final_norm: norm(&root.child("final_norm"), d),
-            // Zero, as in V-MoE: the first loss is that of an even guess.
-            head_vd: root.add("head.weight", &[task.classes, d], Init::Const(0.0), Role::Decayed),
-            head_v: root.constant("head.bias", &[task.classes], 0.0),
-            residual: rules.residual.build(trunk.norm),
-            active_share: rules.router.active_experts(experts) / rules.router.bank(experts) as f64,
-            patch: config.patch,
-            trunk,
+            trunk: ImageTrunk::new(&root, blocks, rules, (&sizes, task.classes)),
+            patches,
+            class_d,
+            position_td,
+            sizes,
         })
-    }
-
-    /// Images `[b, c, h, w]` to scores of the classes, `[b, v]`, and a trace per sparse layer.
-    ///
-    /// # Errors
-    /// If a router's settings leave no room for this number of tokens.
-    ///
-    /// # Panics
-    /// If the images have another size than the model was built for.
-    pub fn forward(
-        &self,
-        x_bchw: &Tensor,
-        cx: &RouteCx<'_>,
-    ) -> Result<(Tensor, Vec<LayerTrace>), RouteError> {
-        let (feature_bd, traces) = self.features(x_bchw, cx)?;
-        Ok((feature_bd.linear(&self.head_vd, Some(&self.head_v)), traces))
-    }
-
-    /// What the classifier reads, `[b, d]`.
-    ///
-    /// # Errors
-    /// As [`Self::forward`].
-    pub fn features(
-        &self,
-        x_bchw: &Tensor,
-        cx: &RouteCx<'_>,
-    ) -> Result<(Tensor, Vec<LayerTrace>), RouteError> {
-        let mut x_btd = self.embed(x_bchw);
-        let mut memory = Memory::default();
-        let mut stream =
-            Stream { memory: &mut memory, carried: Carried::new(), traces: Vec::new() };
-        for block in &self.blocks {
-            x_btd = block.forward(self.residual.as_ref(), &x_btd, cx, &mut stream)?;
-        }
-        let x_btd = self.final_norm.apply(&x_btd, LN_EPS);
-        let feature_bd = match self.class_d {
-            Some(_) => x_btd.select(1, 0),
-            None => x_btd.mean_dim(1, false, x_btd.kind()),
-        };
-        Ok((feature_bd, stream.traces))
     }
 
     /// Patches as tokens with their positions, the class token first: `[b, c, h, w] -> [b, t, d]`.
     fn embed(&self, x_bchw: &Tensor) -> Tensor {
-        let patch_bnt = x_bchw.im2col([self.patch; 2], [1, 1], [0, 0], [self.patch; 2]);
-        let x_btd = patch_bnt.transpose(1, 2).linear(&self.patch_dn, Some(&self.patch_d));
+        let x_btd = self.patches.embed(x_bchw);
         let x_btd = match &self.class_d {
             Some(class_d) => {
                 let (b, _, d) = x_btd.size3().expect("[b, t, d]");
@@ -222,26 +154,35 @@ impl Vit {
         };
         x_btd + &self.position_td
     }
+}
 
-    /// Parameters that one token uses: all but the experts it does not visit.
-    pub fn active_params(&self, store: &ParamStore) -> usize {
-        let bank =
-            |layer: &MoeLayer| layer.experts.params_per_expert() * layer.experts.count() as usize;
-        let sparse: usize = self.sparse_layers().map(bank).sum();
-        store.trainable_count() - (sparse as f64 * (1.0 - self.active_share)).round() as usize
+impl ImageClassifier for Vit {
+    fn features(
+        &self,
+        x_bchw: &Tensor,
+        cx: &RouteCx<'_>,
+    ) -> Result<(Tensor, Vec<LayerTrace>), RouteError> {
+        let mut memory = Memory::default();
+        let mut stream = Stream::new(&mut memory);
+        let blocks = 0..self.trunk.blocks.len();
+        let x_btd = self.trunk.through(blocks, self.embed(x_bchw), cx, &mut stream)?;
+        let x_btd = self.trunk.finish(&x_btd);
+        let feature_bd = match self.class_d {
+            Some(_) => x_btd.select(1, 0),
+            None => x_btd.mean_dim(1, false, x_btd.kind()),
+        };
+        Ok((feature_bd, stream.traces))
     }
 
-    /// Lets every router update what no gradient reaches, with the loads of the step just taken, one `[e]`
-    /// per sparse layer.
-    pub fn after_step(&mut self, load_le: &[Tensor]) {
-        let layers = self.blocks.iter_mut().filter_map(Block::sparse_mut);
-        for (layer, load_e) in layers.zip(load_le) {
-            layer.router.after_step(load_e);
-        }
+    fn flops(&self, rows_l: &[f64]) -> f64 {
+        self.products(rows_l) * 2.0
     }
 
-    /// The sparse layers, in order.
-    pub fn sparse_layers(&self) -> impl Iterator<Item = &MoeLayer> {
-        self.blocks.iter().filter_map(Block::sparse)
+    fn trunk(&self) -> &ImageTrunk {
+        &self.trunk
+    }
+
+    fn trunk_mut(&mut self) -> &mut ImageTrunk {
+        &mut self.trunk
     }
 }

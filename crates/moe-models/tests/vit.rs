@@ -2,7 +2,7 @@
 //!
 //! Axis letters: `b` batch, `c` channels, `h` height, `w` width, `v` classes.
 
-use moe_models::{ImageSpec, LmConfig, Pool, RoutingGroup, Rules, Vit, VitConfig};
+use moe_models::{ImageClassifier, ImageSpec, LmConfig, Pool, RoutingGroup, Rules, Vit, VitConfig};
 use moe_routers::tolerance::tolerance;
 use moe_routers::v_moe::Placement;
 use moe_routers::{
@@ -156,7 +156,7 @@ fn placements_are_those_of_v_moe() {
         };
         let found: Vec<usize> = (0..7).filter(sparse).collect();
         assert_eq!(found, placement.sparse_layers(7), "{placement:?}");
-        assert_eq!(vit.sparse_layers().count(), found.len());
+        assert_eq!(vit.sparse_layers().len(), found.len());
     }
     for (placement, said) in [
         (Placement::Every(0), "placement: 0 must be at least 1"),

@@ -10,7 +10,7 @@ use crate::evaluate::{EvalPlan, EvalReport, Scored, evaluate};
 use crate::task::{Draw, Task};
 use crate::trainer::TrainError;
 use moe_data::{Augment, ImageBatch, Images, Split};
-use moe_models::{LayerTrace, MoeLayer, Vit};
+use moe_models::{ImageClassifier, LayerTrace, MoeLayer};
 use moe_routers::convert::to_host;
 use moe_routers::{ParamStore, Phase, RouteCx, SeededNoise};
 use ndarray::{Array2, Axis, concatenate};
@@ -20,7 +20,7 @@ use tch::{Device, Kind, Tensor};
 /// Cross-entropy on labelled images, whose targets may be smoothed or mixed in training.
 #[derive(Debug)]
 pub struct ImageTask {
-    model: Vit,
+    model: Box<dyn ImageClassifier>,
     data: Arc<Images>,
     batch: usize,
     augment: Augment,
@@ -37,7 +37,7 @@ struct OnDevice {
 impl ImageTask {
     /// `model` on batches of `batch` images, on the model's `device`.
     pub fn new(
-        model: Vit,
+        model: Box<dyn ImageClassifier>,
         data: Arc<Images>,
         (batch, augment): (usize, Augment),
         device: Device,
@@ -118,7 +118,7 @@ impl Task for ImageTask {
     }
 
     fn sparse_layers(&self) -> Vec<&MoeLayer> {
-        self.model.sparse_layers().collect()
+        self.model.sparse_layers()
     }
 
     fn features(&self, split: Split, places: &[usize]) -> Result<Option<Array2<f64>>, TrainError> {

@@ -16,7 +16,7 @@ fn task(data: &Arc<Images>, store: &ParamStore) -> ImageTask {
     let router = router_config("v-moe", &serde_json::Map::new()).unwrap();
     let spec = ImageSpec { chw: [1, 28, 28], classes: 10 };
     let model = Vit::new(store, &config, &blocks, &Rules::new(router.as_ref()), spec).unwrap();
-    ImageTask::new(model, Arc::clone(data), (32, Augment::default()), Device::Cpu)
+    ImageTask::new(Box::new(model), Arc::clone(data), (32, Augment::default()), Device::Cpu)
 }
 
 /// A classifier after 25 steps; a second task on the same parameters would be another model.

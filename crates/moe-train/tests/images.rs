@@ -2,7 +2,9 @@
 
 use moe_data::{Augment, Images, Split};
 use moe_models::smoe_vae::{DecoderSize, EncoderSize};
-use moe_models::{ImageSpec, LmConfig, Pool, Rules, SmoeVae, VaeConfig, Vit, VitConfig};
+use moe_models::{
+    ImageSpec, LmConfig, Pool, Rules, SmoeVae, Swin, SwinConfig, VaeConfig, Vit, VitConfig,
+};
 use moe_routers::{ParamStore, router_config};
 use moe_train::{Background, ImageTask, TrainConfig, Trainer, VaeTask};
 use std::sync::Arc;
@@ -28,7 +30,7 @@ fn trainer(data: &Arc<Images>, factor: f64) -> Trainer {
     let spec = ImageSpec { chw: [1, 28, 28], classes: 10 };
     let model = Vit::new(&store, &config, &blocks, &Rules::new(router.as_ref()), spec).unwrap();
     let how = (train.batch, Augment { crop: 1, flip: true, ..Augment::default() });
-    let task = ImageTask::new(model, Arc::clone(data), how, Device::Cpu);
+    let task = ImageTask::new(Box::new(model), Arc::clone(data), how, Device::Cpu);
     Trainer::new(Box::new(task), store, train, 0)
 }
 
@@ -53,6 +55,33 @@ fn a_classifier_learns_and_counts_what_it_drops() {
     assert!(tight.measures["flops_per_image"] < before.measures["flops_per_image"]);
     let rows = tight.layers[0].load_e.iter().sum::<f64>();
     assert_eq!(rate, rows / (2.0 * 16.0 * 128.0));
+}
+
+/// Stages with maps of 7 x 7 and 4 x 4 tokens, both with windows that are padded and shifted.
+#[test]
+fn a_hierarchy_learns() {
+    let data = Arc::new(Images::open("fashion-small", None).unwrap());
+    let first = LmConfig { width: 16, experts: 4, active_hidden: 32, ..LmConfig::default() };
+    let (depths, heads, moe_stages) = (vec![2, 2], vec![2, 4], vec![1, 2]);
+    let config = SwinConfig { depths, heads, window: 3, moe_stages, drop_path: 0.05 };
+    let train = TrainConfig { steps: 60, batch: 32, lr: 5e-3, warmup: 5, ..TrainConfig::default() };
+    let settings = serde_json::json!({ "preset": "swin" });
+    let router = router_config("ac-moe", settings.as_object().unwrap()).unwrap();
+    let store = ParamStore::new(0, Device::Cpu, Kind::Float);
+    let spec = ImageSpec { chw: [1, 28, 28], classes: 10 };
+    let rules = Rules::new(router.as_ref());
+    let model = Swin::new(&store, (&config, 4), &first, &rules, spec).unwrap();
+    let how = (train.batch, Augment { crop: 1, flip: true, ..Augment::default() });
+    let task = ImageTask::new(Box::new(model), Arc::clone(&data), how, Device::Cpu);
+    let mut trainer = Trainer::new(Box::new(task), store, train, 0);
+    let before = trainer.evaluate(Split::Test, SOME).unwrap();
+    assert!((before.loss - 10f64.ln()).abs() < 1e-4, "{}", before.loss);
+    assert_eq!(before.layers.len(), 2);
+    assert!(before.measures["flops_per_image"] > 0.0);
+    (0..60).for_each(|_| drop(trainer.train_step().unwrap()));
+    let after = trainer.evaluate(Split::Test, SOME).unwrap();
+    assert!(after.loss < 1.8, "{}", after.loss);
+    assert!(after.measures["accuracy"] > 0.35, "{}", after.measures["accuracy"]);
 }
 
 fn drawing(data: &Arc<Images>, background: Background) -> Trainer {

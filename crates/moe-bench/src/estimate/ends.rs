@@ -4,11 +4,8 @@
 
 use crate::error::Misuse;
 use crate::recipe::Recipe;
-use moe_models::{
-    DecoderLm, ImageSpec, LmConfig, MaskedLm, Rules, TextClassifier, TextPool, Vit, head,
-};
+use moe_models::{DecoderLm, ImageSpec, MaskedLm, Rules, TextClassifier, TextPool, head};
 use moe_routers::ParamStore;
-use std::borrow::Cow;
 
 /// What is known of the data before the model is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,10 +75,8 @@ impl Ends {
         let refused = |e| Misuse::recipe("model", e);
         match (self, &recipe.vision) {
             (Self::Images(spec), Some(vision)) => {
-                let config = vision.vit();
-                config.check(spec.chw).map_err(|e| Misuse::recipe("vision", e))?;
-                let model = Vit::new(store, &config, &recipe.model, rules, spec);
-                Ok(model.map_err(refused)?.active_params(store))
+                let model = vision.classifier(store, &recipe.model, rules, spec)?;
+                Ok(model.active_params(store))
             }
             (Self::Texts { vocabulary, classes }, _) => {
                 let ends = (vocabulary as i64, classes as i64);
@@ -100,22 +95,15 @@ impl Ends {
         }
     }
 
-    /// The sizes of the blocks, with the sparse ones where they will be.
-    pub(super) fn trunk(self, recipe: &Recipe) -> Result<Cow<'_, LmConfig>, Misuse> {
-        let Some(vision) = &recipe.vision else { return Ok(Cow::Borrowed(&recipe.model)) };
-        let trunk = vision.trunk(&recipe.model).map_err(|e| Misuse::recipe("vision", e))?;
-        Ok(Cow::Owned(LmConfig { span: None, tied_embedding: false, ..trunk }))
-    }
-
     /// Rows of a step.
     pub(super) fn rows(self, recipe: &Recipe) -> Rows {
         let batch = recipe.train.batch as f64;
         match (self, &recipe.vision) {
             (Self::Images(spec), Some(vision)) => {
                 let [c, h, w] = spec.chw;
-                let (config, pixels) = (vision.vit(), batch * (c * h * w) as f64);
-                let sequence = config.tokens(h, w) as f64;
-                let patches = pixels / (c * config.patch * config.patch) as f64;
+                let pixels = batch * (c * h * w) as f64;
+                let sequence = vision.tokens(h, w) as f64;
+                let patches = pixels / (c * vision.patch * vision.patch) as f64;
                 let (tokens, outputs, chunk) = (batch * sequence, batch, batch);
                 Rows { tokens, sequence, outputs, chunk, patches, pixels }
             }

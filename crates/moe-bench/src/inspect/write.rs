@@ -24,6 +24,9 @@ use std::path::Path;
 struct BatchLine<'a> {
     step: u64,
     layer: usize,
+    /// Of a layer behind a merging of tokens: its tokens are none of those before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    block: Option<String>,
     token: u64,
     #[serde(skip_serializing_if = "<[i64]>::is_empty")]
     input: &'a [i64],
@@ -113,7 +116,8 @@ fn labels(label_b: &[i64], tokens: usize) -> Vec<i64> {
 impl Writer {
     fn batch(&mut self, scored: &Scored) -> Result<()> {
         let Known { input_t, label_b } = self.known.next().unwrap_or_default();
-        let mut tokens = scored.count;
+        // Tokens of the first sparse layer, and of this one: a hierarchy merges tokens on the way.
+        let mut most = None;
         for trace in &scored.traces {
             let Some(Decisions { experts, weights, kept }) = Decisions::of(&trace.routing) else {
                 let message = "--routing-log: this router mixes all tokens for every expert; it \
@@ -121,13 +125,15 @@ impl Writer {
                 return Err(Misuse::new(message).into());
             };
             let (step, layer, token) = (self.step, trace.layer, self.first);
-            tokens = experts.len();
+            let tokens = experts.len();
+            let block = (*most.get_or_insert(tokens) != tokens).then(|| format!("{tokens}-tokens"));
             let (input, label) = (input_t.as_slice(), labels(&label_b, tokens));
-            let line = BatchLine { step, layer, token, input, label, experts, weights, kept };
+            let line =
+                BatchLine { step, layer, block, token, input, label, experts, weights, kept };
             serde_json::to_writer(&mut self.file, &line)?;
             self.file.write_all(b"\n")?;
         }
-        self.first += tokens as u64;
+        self.first += most.unwrap_or(scored.count) as u64;
         Ok(())
     }
 }

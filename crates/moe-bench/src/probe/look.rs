@@ -65,10 +65,9 @@ impl Look {
         }
     }
 
-    /// Tokens of the probe set.
+    /// Tokens of the probe set in the first sparse layer.
     pub(super) fn tokens(&self) -> usize {
-        let rows = |seen: &Seen| seen.input.iter().map(|x_nd| x_nd.size()[0] as usize).sum();
-        self.seen.first().map_or(0, rows)
+        self.seen.first().map_or(0, Seen::tokens)
     }
 
     /// The experts of every token.
@@ -82,7 +81,7 @@ impl Look {
         let now = self.measures()?;
         let change = earlier.map(|earlier| self.change(earlier)).transpose()?.unwrap_or_default();
         let find = |all: &[LayerMeasures], index: usize| {
-            all.iter().find(|layer| layer.layer == index.to_string()).cloned()
+            all.iter().find(|layer| layer.layer == self.layer(index).to_string()).cloned()
         };
         let of = |(index, seen): (usize, &Seen)| {
             let routed = layer::routed(find(&now, index).as_ref(), find(&change, index).as_ref());
@@ -94,9 +93,9 @@ impl Look {
     /// The measures of the present decisions; nothing where there are none.
     fn measures(&self) -> Result<Vec<LayerMeasures>> {
         let mut log = self.log();
-        let label_t = self.label_t();
         for (index, decisions) in self.decided() {
-            let layer = LayerId::new("", index as u64);
+            let layer = self.layer(index);
+            let label_t = self.label_t(decisions.experts.len());
             for (row, expert_k) in decisions.experts.iter().enumerate() {
                 let token = Token {
                     weight_k: Some(&decisions.weights[row]),
@@ -118,12 +117,20 @@ impl Look {
         for (step, routes) in [(0, earlier), (1, &now)] {
             for (index, expert_tk) in routes.expert_ltk.iter().enumerate() {
                 for (row, expert_k) in expert_tk.iter().enumerate() {
-                    let layer = LayerId::new("", index as u64);
-                    log.add(step, &layer, &Token::chose(row as u64, expert_k))?;
+                    log.add(step, &self.layer(index), &Token::chose(row as u64, expert_k))?;
                 }
             }
         }
         Ok(log.finish().map(|report| report.layers).unwrap_or_default())
+    }
+
+    /// A layer by its number; one behind a merging of tokens in a block of its own, because its tokens are
+    /// none of those before.
+    fn layer(&self, index: usize) -> LayerId {
+        let tokens = self.seen.get(index).map_or(0, Seen::tokens);
+        let block =
+            if tokens == self.tokens() { String::new() } else { format!("{tokens}-tokens") };
+        LayerId::new(&block, index as u64)
     }
 
     fn log(&self) -> RoutingLog {
@@ -137,11 +144,11 @@ impl Look {
         layers.filter_map(|(index, seen)| Some((index, seen.decisions.as_ref()?)))
     }
 
-    /// The class of every token; an image's is that of all its tokens.
-    fn label_t(&self) -> Vec<String> {
+    /// The class of every one of a layer's `tokens`; an image's is that of all its tokens.
+    fn label_t(&self, tokens: usize) -> Vec<String> {
         let labels: Vec<usize> =
             self.label_bt.iter().take(self.batches).flatten().copied().collect();
-        let (tokens, known) = (self.tokens(), labels.len());
+        let known = labels.len();
         if known == 0 || tokens % known != 0 {
             return Vec::new();
         }
@@ -175,6 +182,11 @@ fn neighbours(x_nd: ArrayView2<'_, f64>) -> Option<Neighbours> {
 }
 
 impl Seen {
+    /// Tokens that the layer saw.
+    fn tokens(&self) -> usize {
+        self.input.iter().map(|x_nd| x_nd.size()[0] as usize).sum()
+    }
+
     /// What the router read of the first tokens, at most `most` of them.
     pub(super) fn inputs(&self, most: usize) -> Option<Array2<f64>> {
         host(&self.input, most)

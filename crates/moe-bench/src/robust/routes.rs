@@ -39,7 +39,7 @@ impl Routes {
         self.expert_ltk.first().map_or(0, Vec::len)
     }
 
-    /// Flips between clean and damaged routes of the pairs of tokens, `[l]`.
+    /// Flips between clean and damaged routes of the pairs of tokens, `[l]`; later layers may have fewer.
     pub(super) fn flips(&self, damaged: &Self, pair_t: &[(usize, usize)]) -> Vec<RouteFlips> {
         if self.mixes || damaged.mixes {
             return Vec::new();
@@ -47,7 +47,8 @@ impl Routes {
         let layers = self.expert_ltk.iter().zip(&damaged.expert_ltk);
         let count = |(clean_tk, damaged_tk): (&Vec<Vec<usize>>, &Vec<Vec<usize>>)| {
             let mut flips = RouteFlips::default();
-            pair_t.iter().for_each(|&(i, j)| flips.add(&clean_tk[i], &damaged_tk[j]));
+            let both = pair_t.iter().filter_map(|&(i, j)| clean_tk.get(i).zip(damaged_tk.get(j)));
+            both.for_each(|(clean_k, damaged_k)| flips.add(clean_k, damaged_k));
             flips
         };
         layers.map(count).collect()
@@ -126,6 +127,14 @@ mod tests {
         let in_place = clean.in_place(&damaged);
         assert_eq!(in_place, [(0, 0), (1, 1), (2, 2)]);
         assert_eq!(clean.flips(&damaged, &in_place)[0].rate(), Some(2.0 / 3.0));
+        // A second layer, behind a merging, has one token.
+        let merged = |expert: usize| {
+            let mut routes = routes(&[&[0], &[1], &[2]]);
+            routes.expert_ltk.push(vec![vec![expert]]);
+            routes
+        };
+        let flips = merged(3).flips(&merged(4), &merged(3).in_place(&merged(4)));
+        assert_eq!((flips[1].compared(), flips[1].rate()), (1, Some(1.0)));
         let mixed = Routes { mixes: true, ..routes(&[]) };
         assert!(clean.flips(&mixed, &[]).is_empty());
     }

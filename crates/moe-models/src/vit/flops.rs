@@ -5,16 +5,16 @@ use super::Vit;
 use crate::flops;
 
 impl Vit {
-    /// FLOPs of one image whose sparse layers process `rows_l` rows of experts an image, `[l]`: k T
-    /// without drops, at most `E * capacity / images of a group` with a capacity.
-    pub fn flops(&self, rows_l: &[f64]) -> f64 {
-        let (t, d) = (self.position_td.size()[0] as f64, self.trunk.width as f64);
-        let once = (self.head_vd.numel()) as f64;
+    /// Products of one image whose sparse layers process `rows_l` rows of experts, `[l]`.
+    pub(super) fn products(&self, rows_l: &[f64]) -> f64 {
+        let (t, d) = (self.position_td.size()[0] as f64, self.sizes.width as f64);
+        let once = self.trunk.head_vd.numel() as f64;
         let patches = t - f64::from(u8::from(self.class_d.is_some()));
-        let layers = self.trunk.layers as f64;
+        let layers = self.sizes.layers as f64;
         let attention = layers * t * (4.0 * d * d + 2.0 * t * d);
-        let experts = flops::of_experts(&self.blocks, rows_l);
-        let shared = patches * self.patch_dn.numel() as f64 + t * self.router_products;
-        2.0 * (once + shared + attention + t * flops::of_dense(&self.blocks) + experts)
+        let blocks = &self.trunk.blocks;
+        let shared = patches * self.patches.products() + t * self.router_products;
+        let dense = t * flops::of_dense(blocks);
+        once + shared + attention + dense + flops::of_experts(blocks, rows_l)
     }
 }

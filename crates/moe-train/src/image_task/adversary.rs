@@ -14,7 +14,7 @@ use crate::trainer::TrainError;
 use moe_core::RouteError;
 use moe_core::metrics::attack::{Classifier, Fgsm, Pgd, Spsa};
 use moe_core::metrics::probe::predictions;
-use moe_models::{LayerTrace, Vit};
+use moe_models::{ImageClassifier, LayerTrace};
 use moe_routers::convert::{to_host, to_host_i64, to_indices, to_tensor};
 use moe_routers::{Phase, RouteCx, SeededNoise};
 use ndarray::{Array2, Array4, ArrayView2};
@@ -112,7 +112,7 @@ pub struct AttackedBatch {
 
 /// A model as attacks see it.
 struct Network<'a> {
-    model: &'a Vit,
+    model: &'a dyn ImageClassifier,
     /// A tensor like those that the model reads, `[b, c, h, w]`.
     like_bchw: &'a Tensor,
     classes: usize,
@@ -206,7 +206,7 @@ impl ImageTask {
         (seed, index): (u64, u64),
     ) -> Result<(Attacked, AttackedBatch), TrainError> {
         let network = Network {
-            model: &self.model,
+            model: self.model.as_ref(),
             like_bchw: &batch.x_bchw,
             classes: self.data.classes().len(),
             noise: SeededNoise::eval(seed, index),
