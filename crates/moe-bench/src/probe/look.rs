@@ -149,7 +149,7 @@ impl Look {
         let labels: Vec<usize> =
             self.label_bt.iter().take(self.batches).flatten().copied().collect();
         let known = labels.len();
-        if known == 0 || tokens % known != 0 {
+        if known == 0 || !tokens.is_multiple_of(known) {
             return Vec::new();
         }
         let each = tokens / known;

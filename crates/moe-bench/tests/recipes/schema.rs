@@ -89,6 +89,8 @@ fn what_is_wrong_by_its_form_alone_is_found() {
         "[capacity]\norder = 'fifo'",
         "[data]\ntokenizer = { kind = 'word', min = 3 }",
         "[losses]\nentropy = 0.1",
+        "[vision.swin]\ndepths = [2, 'two']",
+        "[vision.swin]\nwindows = 7",
     ] {
         assert!(!faults(&schema, text).is_empty(), "{text}");
         assert!(Recipe::parse(text, &[]).is_err(), "{text}");

@@ -41,6 +41,9 @@ fn check(root: &Value, schema: &Value, value: &Value, path: &str, faults: &mut V
             }
             "anyOf" => said.as_array().unwrap().iter().any(|s| fits(root, s, value)),
             "allOf" => said.as_array().unwrap().iter().all(|s| fits(root, s, value)),
+            "items" => {
+                value.as_array().is_none_or(|all| all.iter().all(|one| fits(root, said, one)))
+            }
             "required" => said
                 .as_array()
                 .unwrap()

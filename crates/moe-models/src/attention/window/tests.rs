@@ -1,3 +1,5 @@
+//! Windows, masks and tables against their definitions, and the layer against its formula by loops.
+
 use super::*;
 use crate::attention::Attention;
 use moe_routers::ParamStore;
