@@ -152,7 +152,8 @@ fn reading_data_is_stopped_in_training_evaluation_and_comparison() {
     let (out, routers) = (place.show("cmp"), ["--routers", "dense", "--set", &slow]);
     let compare = [&["compare", "--out", &out][..], &routers].concat();
     stop_while_reading(&compare.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
-    assert_code(&moe(&place.train(&["train.stop_after=1"])), 0, &["stopped after step 1"]);
+    let words = ["data.tokenizer='word'", "train.stop_after=1"];
+    assert_code(&moe(&place.train(&words)), 0, &["stopped after step 1"]);
     let eval = ["eval", &place.show("run"), "--set", &slow];
     stop_while_reading(&eval.map(str::to_owned));
 }
