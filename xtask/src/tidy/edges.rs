@@ -110,9 +110,10 @@ pub(crate) fn workspace_lints(tree: &Tree) -> Vec<Finding> {
     manifests(tree).filter(|manifest| !inherits(manifest)).map(finding).collect()
 }
 
-/// The manifests of the members.
+/// The manifests of the members; a manifest with a `[workspace]` of its own is none.
 fn manifests(tree: &Tree) -> impl Iterator<Item = &Source> {
-    tree.sources().filter(|source| source.path.ends_with("/Cargo.toml"))
+    let own_root = |source: &Source| source.lines().any(|(_, line)| line.trim() == "[workspace]");
+    tree.sources().filter(move |source| source.path.ends_with("/Cargo.toml") && !own_root(source))
 }
 
 fn crate_name(manifest: &Source) -> &str {
@@ -204,6 +205,14 @@ mod tests {
                 "{rest}"
             );
         }
+    }
+
+    #[test]
+    fn a_crate_outside_the_workspace_is_not_judged() {
+        let rest = "[dependencies]\nmoe-train.workspace = true\n";
+        assert_eq!(edges("stranger", rest).len(), 1);
+        let outside = manifest("stranger", &format!("{rest}[workspace]\n"));
+        assert!(crate_edges(&outside).is_empty() && workspace_lints(&outside).is_empty());
     }
 
     #[test]
