@@ -37,7 +37,8 @@ pub struct Paired {
     /// Mean over sample standard deviation of the differences (Cohen's d of paired values); absent where
     /// the differences do not vary.
     pub cohens_d: Option<f64>,
-    /// The same without its bias in small samples (Hedges' g).
+    /// The same without its bias in small samples (Hedges' g); absent for two differences too, whose factor is
+    /// zero whatever they are.
     pub hedges_g: Option<f64>,
     /// Share of pairs in which the method is below the reference; ties count half.
     pub share_below: f64,
@@ -65,20 +66,19 @@ impl Paired {
             p: test.p,
             exact: test.exact,
             cohens_d,
-            hedges_g: cohens_d.map(|d| d * small_sample(differences.len())),
+            hedges_g: cohens_d.and_then(|d| Some(d * small_sample(differences.len())?)),
             share_below: share_below(differences),
         })
     }
 }
 
 /// Hedges' factor `Γ(m / 2) / (sqrt(m / 2) Γ((m - 1) / 2))` with `m = n - 1`.
-fn small_sample(n: usize) -> f64 {
+fn small_sample(n: usize) -> Option<f64> {
     let m = (n - 1) as f64;
-    if n == 2 {
-        // Γ(0) in the denominator.
-        return 0.0;
-    }
-    (libm::lgamma(m / 2.0) - libm::lgamma((m - 1.0) / 2.0)).exp() / (m / 2.0).sqrt()
+    // At two values the denominator is Γ(0).
+    let factor =
+        || (libm::lgamma(m / 2.0) - libm::lgamma((m - 1.0) / 2.0)).exp() / (m / 2.0).sqrt();
+    (n > 2).then(factor)
 }
 
 fn share_below(differences: &[f64]) -> f64 {
@@ -121,7 +121,8 @@ mod tests {
     fn equal_differences_have_no_effect_size() {
         let got = paired(&[0.5, 0.5]);
         assert_eq!((got.cohens_d, got.hedges_g, got.p), (None, None, 0.5));
-        assert_eq!(paired(&[1.0, 2.0]).hedges_g, Some(0.0));
+        assert_eq!(paired(&[1.0, 2.0]).hedges_g, None);
+        assert!(paired(&[1.0, 2.0, 4.0]).hedges_g.is_some());
     }
 
     #[test]
