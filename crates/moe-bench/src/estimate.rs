@@ -44,7 +44,7 @@ pub use ends::Ends;
 use crate::error::Misuse;
 use crate::recipe::Recipe;
 use ends::Rows;
-use moe_models::{LmConfig, Recompute, Rules, SoftmaxConfig};
+use moe_models::{LmConfig, Recompute, SoftmaxConfig};
 use moe_routers::{ParamStore, Role, RouterConfig};
 use serde::Serialize;
 use stages::Stage;
@@ -139,19 +139,13 @@ impl Parts {
 /// # Errors
 /// A recipe that cannot be used.
 pub fn estimate(recipe: &Recipe, ends: Ends, process: u64) -> Result<Estimate, Misuse> {
-    let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
-    let rules = Rules {
-        router: router.as_ref(),
-        residual: residual.as_ref(),
-        capacity: recipe.capacity()?,
-        losses: recipe.losses,
-    };
+    let methods = recipe.methods()?;
     let store = ParamStore::sketch(Kind::Float);
-    let params_active = ends.active_params(recipe, &rules, &store)? as u64;
+    let params_active = ends.active_params(recipe, &methods.rules(), &store)? as u64;
     if let Some(tensor) = store.oversized() {
         return Err(Misuse::recipe("model", format!("{tensor} is too large for any machine")));
     }
-    let sizes = Sizes::new(recipe, router.as_ref(), ends)?;
+    let sizes = Sizes::new(recipe, methods.rules().router, ends)?;
     let (mut params, mut buffers) = (Parts::default(), 0);
     for param in store.entries().iter() {
         let values = param.tensor.numel() as u64;
@@ -384,7 +378,7 @@ pub(crate) fn size(bytes: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use moe_models::{DecoderLm, ImageClassifier, ImageSpec, Vit};
+    use moe_models::{DecoderLm, ImageClassifier, ImageSpec, Rules, Vit};
     use moe_routers::routers;
     use tch::Device;
 
@@ -400,11 +394,10 @@ mod tests {
 
     /// What the built model says: learned, active, buffers.
     fn built(recipe: &Recipe) -> [u64; 3] {
-        let (router, residual) =
-            (recipe.router.router().unwrap(), recipe.residual.residual().unwrap());
-        let rules = Rules { residual: residual.as_ref(), ..Rules::new(router.as_ref()) };
+        let methods = recipe.methods().unwrap();
         let store = ParamStore::new(0, Device::Cpu, Kind::Float);
-        let model = DecoderLm::new(&store, &recipe.model, &rules, VOCABULARY as i64).unwrap();
+        let model = DecoderLm::new(&store, &recipe.model, &methods.rules(), VOCABULARY as i64);
+        let model = model.unwrap();
         let buffers: usize = {
             let entries = store.entries();
             entries.iter().filter(|p| p.role == Role::Buffer).map(|p| p.tensor.numel()).sum()

@@ -34,9 +34,9 @@ use moe_data::{
     Corpus, DataError, Languages, MAX_BATCH_TOKENS, MaskedText, Masking, SPECIAL_IDS, TokenStream,
     TokenizerSpec,
 };
-use moe_models::{LmConfig, LossWeights, Precision, Recompute};
-use moe_routers::Tie;
+use moe_models::{LmConfig, LossWeights, Precision, Recompute, Rules};
 use moe_routers::config::Part;
+use moe_routers::{ResidualConfig, RouterConfig, Tie};
 use moe_train::TrainConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -240,6 +240,27 @@ impl CapacityRecipe {
     }
 }
 
+/// The methods of a recipe: what [`Rules`] borrow.
+#[derive(Debug)]
+pub struct Methods {
+    router: Box<dyn RouterConfig>,
+    residual: Box<dyn ResidualConfig>,
+    capacity: Option<CapacityPolicy>,
+    losses: LossWeights,
+}
+
+impl Methods {
+    /// The rules of a model.
+    pub fn rules(&self) -> Rules<'_> {
+        Rules {
+            router: self.router.as_ref(),
+            residual: self.residual.as_ref(),
+            capacity: self.capacity,
+            losses: self.losses,
+        }
+    }
+}
+
 impl Recipe {
     /// Reads a recipe file and puts `key=value` settings in it.
     ///
@@ -349,6 +370,19 @@ impl Recipe {
     fn sparse_layers(&self) -> Result<usize, Misuse> {
         let Some(vision) = &self.vision else { return Ok(self.model.sparse_layers()) };
         vision.sparse_layers(&self.model).map_err(|e| Misuse::recipe("vision", e))
+    }
+
+    /// What the recipe's methods are, ready to be lent to a model.
+    ///
+    /// # Errors
+    /// As [`MethodRecipe::router`], [`MethodRecipe::residual`] and [`CapacityRecipe::policy`].
+    pub fn methods(&self) -> Result<Methods, Misuse> {
+        Ok(Methods {
+            router: self.router.router()?,
+            residual: self.residual.residual()?,
+            capacity: self.capacity()?,
+            losses: self.losses,
+        })
     }
 
     /// The capacity policy, if the recipe has one.

@@ -16,8 +16,8 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use moe_core::metrics::Retrieval;
 use moe_data::{MaskedText, PairedTexts};
+use moe_models::MaskedLm;
 use moe_models::encoder::Rows;
-use moe_models::{MaskedLm, Rules};
 use moe_routers::{ParamStore, Phase, RouteCx, SeededNoise};
 use moe_train::trainer::named;
 use moe_train::{TrainError, checkpoint};
@@ -123,14 +123,7 @@ fn measure(args: &EvalArgs, place: &str, device: Device, stop: &AtomicBool) -> R
 }
 
 fn build(text: &MaskedText, recipe: &Recipe, store: &ParamStore) -> Result<MaskedLm, Misuse> {
-    let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
-    let rules = Rules {
-        router: router.as_ref(),
-        residual: residual.as_ref(),
-        capacity: recipe.capacity()?,
-        losses: recipe.losses,
-    };
-    masked_lm(text, recipe, &rules, store)
+    masked_lm(text, recipe, &recipe.methods()?.rules(), store)
 }
 
 fn pairs(text: &MaskedText, place: &str, args: &EvalArgs) -> Result<Vec<PairedTexts>, Misuse> {

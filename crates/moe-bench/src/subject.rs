@@ -66,13 +66,8 @@ impl Subject {
         store: &ParamStore,
         device: Device,
     ) -> Result<Box<dyn Task>, Misuse> {
-        let (router, residual) = (recipe.router.router()?, recipe.residual.residual()?);
-        let rules = Rules {
-            router: router.as_ref(),
-            residual: residual.as_ref(),
-            capacity: recipe.capacity()?,
-            losses: recipe.losses,
-        };
+        let methods = recipe.methods()?;
+        let rules = methods.rules();
         let train = &recipe.train;
         if train.recompute != Recompute::None && device != Device::Cpu {
             let reason = "only the kernels of the CPU can compute experts again";
@@ -97,7 +92,7 @@ impl Subject {
                 Ok(Box::new(MaskedTask::new(model, Arc::clone(text), how, device)))
             }
             Self::Drawings(images, vae) => {
-                let model = SmoeVae::new(store, vae.config(recipe), router.as_ref());
+                let model = SmoeVae::new(store, vae.config(recipe), rules.router);
                 let model = model.map_err(|e| Misuse::recipe("vae", e))?;
                 let how = (train.batch, vae.background);
                 Ok(Box::new(VaeTask::new(model, Arc::clone(images), how, device)))
