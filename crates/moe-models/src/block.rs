@@ -295,11 +295,19 @@ impl Block {
         }
     }
 
-    pub(crate) fn sparse_mut(&mut self) -> Option<&mut MoeLayer> {
+    fn sparse_mut(&mut self) -> Option<&mut MoeLayer> {
         match &mut self.feed_forward {
             FeedForward::Sparse(layer) => Some(layer),
             FeedForward::Dense(_) => None,
         }
+    }
+}
+
+/// Lets the routers of `blocks` update what no gradient reaches, with the loads of the step just taken, one
+/// `[e]` per sparse layer.
+pub(crate) fn after_step(blocks: &mut [Block], load_le: &[Tensor]) {
+    for (layer, load_e) in blocks.iter_mut().filter_map(Block::sparse_mut).zip(load_le) {
+        layer.router.after_step(load_e);
     }
 }
 

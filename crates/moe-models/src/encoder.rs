@@ -15,9 +15,9 @@
 //!
 //! Axis letters: `b` batch, `t` tokens, `d` width, `v` vocabulary, `n` targets, `l` sparse layers.
 
-use crate::block::{Block, Stream, norm};
+use crate::block::{Block, Stream, after_step, norm};
 use crate::head;
-use crate::layer::{LayerTrace, MoeLayer};
+use crate::layer::{LayerTrace, MoeLayer, active_params};
 use crate::lm::{LmConfig, ModelError, Rules};
 use crate::memory::Memory;
 use crate::precision::Precision;
@@ -209,19 +209,13 @@ impl MaskedLm {
 
     /// Parameters that one token uses: all but the experts it does not visit.
     pub fn active_params(&self, store: &ParamStore) -> usize {
-        let bank =
-            |layer: &MoeLayer| layer.experts.params_per_expert() * layer.experts.count() as usize;
-        let sparse: usize = self.sparse_layers().map(bank).sum();
-        store.trainable_count() - (sparse as f64 * (1.0 - self.active_share)).round() as usize
+        active_params(store, self.sparse_layers(), self.active_share)
     }
 
     /// Lets every router update what no gradient reaches, with the loads of the step just taken, one `[e]`
     /// per sparse layer.
     pub fn after_step(&mut self, load_le: &[Tensor]) {
-        let layers = self.blocks.iter_mut().filter_map(Block::sparse_mut);
-        for (layer, load_e) in layers.zip(load_le) {
-            layer.router.after_step(load_e);
-        }
+        after_step(&mut self.blocks, load_le);
     }
 
     /// The sparse layers, in order.

@@ -4,8 +4,8 @@
 //! Axis letters: `b` batch, `t` tokens, `d` width, `c` channels, `h` height, `w` width of an image, `v`
 //! classes, `n` values of a patch, `l` sparse layers.
 
-use crate::block::{Block, Stream, norm};
-use crate::layer::{LayerTrace, MoeLayer};
+use crate::block::{Block, Stream, after_step, norm};
+use crate::layer::{LayerTrace, MoeLayer, active_params};
 use crate::lm::{LmConfig, ModelError, Rules};
 use moe_core::RouteError;
 use moe_routers::norm::TorchNorm;
@@ -68,20 +68,13 @@ pub trait ImageClassifier: Debug {
 
     /// Parameters that one token uses: all but the experts it does not visit.
     fn active_params(&self, store: &ParamStore) -> usize {
-        let bank =
-            |layer: &&MoeLayer| layer.experts.params_per_expert() * layer.experts.count() as usize;
-        let sparse: usize = self.sparse_layers().iter().map(bank).sum();
-        let idle = 1.0 - self.trunk().active_share;
-        store.trainable_count() - (sparse as f64 * idle).round() as usize
+        active_params(store, self.sparse_layers(), self.trunk().active_share)
     }
 
     /// Lets every router update what no gradient reaches, with the loads of the step just taken, one `[e]`
     /// per sparse layer.
     fn after_step(&mut self, load_le: &[Tensor]) {
-        let layers = self.trunk_mut().blocks.iter_mut().filter_map(Block::sparse_mut);
-        for (layer, load_e) in layers.zip(load_le) {
-            layer.router.after_step(load_e);
-        }
+        after_step(&mut self.trunk_mut().blocks, load_le);
     }
 
     /// The sparse layers, in order.

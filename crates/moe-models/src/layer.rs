@@ -3,7 +3,7 @@
 use crate::experts::Experts;
 use crate::loss::LossWeights;
 use moe_core::{CapacityPolicy, RouteError};
-use moe_routers::{Phase, RouteCx, Router, Routing, TensorPlan, losses};
+use moe_routers::{ParamStore, Phase, RouteCx, Router, Routing, TensorPlan, losses};
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
@@ -84,6 +84,19 @@ impl MoeLayer {
         };
         Ok((y_gtd, trace))
     }
+}
+
+/// Parameters that one token uses: all but the `1 - active_share` of the experts in `layers` that it does
+/// not visit.
+pub(crate) fn active_params<'a>(
+    store: &ParamStore,
+    layers: impl IntoIterator<Item = &'a MoeLayer>,
+    active_share: f64,
+) -> usize {
+    let bank =
+        |layer: &MoeLayer| layer.experts.params_per_expert() * layer.experts.count() as usize;
+    let sparse: usize = layers.into_iter().map(bank).sum();
+    store.trainable_count() - (sparse as f64 * (1.0 - active_share)).round() as usize
 }
 
 /// Share of tokens that no expert read, where no expert reads padding.

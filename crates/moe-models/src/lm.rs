@@ -5,12 +5,12 @@
 //!
 //! Axis letters: `b` batch, `g` groups, `t` tokens, `d` width, `v` vocabulary.
 
-use crate::block::{Block, Stream, norm};
+use crate::block::{Block, Stream, after_step, norm};
 use crate::experts::Activation;
 use crate::flops;
 use crate::head::Head;
 use crate::head::adaptive::{Adaptive, ClusteredTable, SoftmaxConfig};
-use crate::layer::{LayerTrace, MoeLayer};
+use crate::layer::{LayerTrace, MoeLayer, active_params};
 use crate::loss::LossWeights;
 use crate::memory::Memory;
 use crate::precision::Precision;
@@ -517,23 +517,13 @@ impl DecoderLm {
 
     /// Parameters that one token uses: all but the experts it does not visit.
     pub fn active_params(&self, store: &ParamStore) -> usize {
-        let idle: f64 = self
-            .sparse_layers()
-            .map(|layer| {
-                let bank = layer.experts.params_per_expert() * layer.experts.count() as usize;
-                bank as f64 * (1.0 - self.active_share)
-            })
-            .sum();
-        store.trainable_count() - idle.round() as usize
+        active_params(store, self.sparse_layers(), self.active_share)
     }
 
     /// Lets every router update what no gradient reaches, with the loads of the step just taken, one `[e]`
     /// per sparse layer.
     pub fn after_step(&mut self, load_le: &[Tensor]) {
-        let layers = self.blocks.iter_mut().filter_map(Block::sparse_mut);
-        for (layer, load_e) in layers.zip(load_le) {
-            layer.router.after_step(load_e);
-        }
+        after_step(&mut self.blocks, load_le);
     }
 
     /// The sparse layers, in order.
