@@ -107,10 +107,7 @@ impl Attention {
         let (b, t, d) = x_btd.size3().expect("[b, t, d]");
         let weight_3dd = self.precision.factor(&self.qkv_3dd);
         let qkv = linear(&self.precision.factor(x_btd), &weight_3dd);
-        [0, 1, 2].map(|part| {
-            let x_btd = qkv.narrow(-1, part * d, d);
-            x_btd.view([b, t, self.heads, d / self.heads]).transpose(1, 2)
-        })
+        parts(&qkv).map(|x_btd| x_btd.view([b, t, self.heads, d / self.heads]).transpose(1, 2))
     }
 
     /// Heads side by side and mixed, `[b, m, t, c] -> [b, t, d]`.
@@ -119,6 +116,12 @@ impl Attention {
         let y_btd = y_bmtc.transpose(1, 2).contiguous().view([b, t, m * c]);
         linear(&y_btd, &self.precision.factor(&self.out_dd))
     }
+}
+
+/// `[..., n d]` as `n` parts `[..., d]`. One step of the graph, whose gradient is written once; that of each
+/// `narrow` is as wide as all, and they are added.
+fn parts<const N: usize>(x: &Tensor) -> [Tensor; N] {
+    x.chunk(N as i64, -1).try_into().expect("a width that N divides")
 }
 
 #[cfg(test)]

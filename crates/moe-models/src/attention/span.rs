@@ -12,6 +12,7 @@
 //!
 //! Axis letters: `b` batch, `t` tokens, `d` width, `m` heads, `c` width of a head, `l` span, `n = l + t`.
 
+use super::parts;
 use moe_routers::Params;
 use tch::{Kind, Tensor};
 
@@ -55,10 +56,8 @@ impl SpanAttention {
     /// If the memory has another span, batch or width.
     pub fn forward(&self, x_btd: &Tensor, memory_bld: &Tensor) -> Tensor {
         let seen_bnd = Tensor::cat(&[memory_bld, x_btd], 1);
-        let d = x_btd.size()[2];
         let key_value = seen_bnd.linear(&self.key_value_2dd, None::<&Tensor>);
-        let k_bmnc = self.heads(&key_value.narrow(-1, 0, d));
-        let v_bmnc = self.heads(&key_value.narrow(-1, d, d));
+        let [k_bmnc, v_bmnc] = parts(&key_value).map(|x_bnd| self.heads(&x_bnd));
         let q_bmtc = self.heads(&x_btd.linear(&self.query_dd, None::<&Tensor>));
         let (scale, span) = ((k_bmnc.size()[3] as f64).sqrt(), self.span());
         let content_bmtl = band(&q_bmtc.matmul(&k_bmnc.transpose(-2, -1)), span);

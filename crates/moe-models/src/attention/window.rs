@@ -17,6 +17,7 @@
 //! Axis letters: `b` batch, `t` tokens, `d` width, `m` heads, `c` width of a head, `n` windows of a map, `q`
 //! tokens of a window, `h` height and `w` width of the map, `r` rows of the table.
 
+use super::parts;
 use moe_routers::{Init, Params, Role};
 use moe_torch_sys::linear::linear;
 use tch::{Device, Kind, Tensor};
@@ -197,10 +198,8 @@ impl WindowAttention {
     fn heads(&self, x_bnqd: &Tensor) -> [Tensor; 3] {
         let (b, n, q, d) = x_bnqd.size4().expect("[b, n, q, d]");
         let qkv = linear(x_bnqd, &self.qkv_3dd) + &self.qkv_3d;
-        [0, 1, 2].map(|part| {
-            let x_bnqd = qkv.narrow(-1, part * d, d);
-            x_bnqd.reshape([b, n, q, self.heads, d / self.heads]).transpose(2, 3)
-        })
+        let head = |x_bnqd: Tensor| x_bnqd.reshape([b, n, q, self.heads, d / self.heads]);
+        parts(&qkv).map(|x_bnqd| head(x_bnqd).transpose(2, 3))
     }
 
     /// What is added to the scores: the table's values and the mask, `[m, q, q]` or `[n, m, q, q]`.
