@@ -4,6 +4,7 @@ use super::short_run::ShortRun;
 use crate::environment::environment;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use tch::Device;
 
@@ -29,6 +30,24 @@ pub(super) struct Class {
     cpu_features: Vec<String>,
     threads: usize,
     libtorch: String,
+    /// Variables that keep libraries from instructions of the machine, `NAME=VALUE`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    limits: Vec<String>,
+}
+
+/// The variables of libtorch, oneDNN and MKL by which a user takes other instructions than the machine's best.
+const LIMITS: [&str; 5] = [
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_CBWR",
+];
+
+/// Those that are set.
+fn limits(variable: impl Fn(&str) -> Option<OsString>) -> Vec<String> {
+    let set = |name| Some(format!("{name}={}", variable(name)?.to_string_lossy()));
+    LIMITS.into_iter().filter_map(set).collect()
 }
 
 impl Class {
@@ -41,6 +60,7 @@ impl Class {
             cpu_features: found.cpu_features,
             threads: 1,
             libtorch: found.libtorch,
+            limits: limits(|name| std::env::var_os(name)),
         }
     }
 }
@@ -164,6 +184,19 @@ mod tests {
         assert_eq!(band(2.0, 2.0), [2.0 - 0.04, 2.0 + 0.04]);
         assert_eq!(band(0.0, 0.0), [-LEAST, LEAST]);
         assert!(baseline().faults(&run(&[3.0, 2.0], 1.5), true).is_empty());
+    }
+
+    #[test]
+    fn a_machine_held_back_is_of_another_class() {
+        let class = Class::here();
+        let recorded = serde_json::to_string(&class).unwrap();
+        assert_eq!(serde_json::from_str::<Class>(&recorded).unwrap(), class);
+        let avx2 = limits(|name| (name == "ATEN_CPU_CAPABILITY").then(|| "avx2".into()));
+        assert_eq!(avx2, ["ATEN_CPU_CAPABILITY=avx2"]);
+        assert_ne!(
+            Class { limits: avx2, ..class.clone() },
+            Class { limits: limits(|_| None), ..class }
+        );
     }
 
     #[test]
