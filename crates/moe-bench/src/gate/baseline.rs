@@ -11,10 +11,19 @@ use tch::Device;
 /// Version of the file's layout.
 pub(super) const SCHEMA: &str = "moe.gate/1";
 
-/// Nats by which a loss may differ on another class of machine. Between the AVX-512, AVX2 and plain code of
-/// libtorch the losses of `smoe+momentum:adam_model`, whose steps divide by small second moments, differ by
-/// up to 0.072 at their first crossing of 0.03; those of all others by less than 0.03.
-pub(super) const LOSS_BAND: f64 = 0.1;
+/// Nats by which a loss may differ on another class of machine. Between the AVX-512, AVX2, SSE and plain code
+/// of libtorch, oneDNN and MKL on one processor, losses differ by 5e-7 at most, but those of [`UNSTEADY`]
+/// rules by 0.11; other processors were not tried.
+const LOSS_BAND: f64 = 0.02;
+const UNSTEADY_BAND: f64 = 0.2;
+
+/// In the names of rules whose steps divide by small second moments: a rounding grows to another curve.
+const UNSTEADY: &str = "adam";
+
+/// How far a loss of this router may be from the recorded one on another class of machine.
+pub(super) fn loss_band(router: &str) -> f64 {
+    if router.contains(UNSTEADY) { UNSTEADY_BAND } else { LOSS_BAND }
+}
 
 /// A band is wider than what the seeds span by this share of it to both sides, and at least by
 /// [`FLOOR`] of the value and [`LEAST`].
@@ -126,9 +135,9 @@ impl Baseline {
         Self { losses: runs[0].losses.clone(), quality: names.map(band).collect() }
     }
 
-    /// What is wrong with a run: gate and reason.
-    pub(super) fn faults(&self, run: &ShortRun, exact: bool) -> Vec<(&'static str, String)> {
-        let curve = self.curve_fault(&run.losses, exact).map(|what| ("curve", what));
+    /// What is wrong with a run: gate and reason. Losses lie within `nats`, or are the same bits without.
+    pub(super) fn faults(&self, run: &ShortRun, nats: Option<f64>) -> Vec<(&'static str, String)> {
+        let curve = self.curve_fault(&run.losses, nats).map(|what| ("curve", what));
         let quality =
             self.quality.iter().filter_map(|(name, &[low, high])| match run.quality.get(name) {
                 Some(value) if (low..=high).contains(value) => None,
@@ -140,14 +149,14 @@ impl Baseline {
         curve.into_iter().chain(quality.chain(new).map(|what| ("quality", what))).collect()
     }
 
-    fn curve_fault(&self, losses: &[f64], exact: bool) -> Option<String> {
+    fn curve_fault(&self, losses: &[f64], nats: Option<f64>) -> Option<String> {
         if losses.len() != self.losses.len() {
             return Some(format!("{} losses, expected {}", losses.len(), self.losses.len()));
         }
-        let off = |(got, want): (&f64, &f64)| match exact {
-            true => got.to_bits() != want.to_bits(),
+        let off = |(got, want): (&f64, &f64)| match nats {
+            None => got.to_bits() != want.to_bits(),
             // A NaN is in no band.
-            false => got.is_nan() || (got - want).abs() > LOSS_BAND,
+            Some(nats) => got.is_nan() || (got - want).abs() > nats,
         };
         let at = losses.iter().zip(&self.losses).position(off)?;
         let (got, want) = (losses[at], self.losses[at]);
@@ -183,7 +192,7 @@ mod tests {
         assert_eq!(baseline().quality["load_imbalance"], [0.0, 3.0]);
         assert_eq!(band(2.0, 2.0), [2.0 - 0.04, 2.0 + 0.04]);
         assert_eq!(band(0.0, 0.0), [-LEAST, LEAST]);
-        assert!(baseline().faults(&run(&[3.0, 2.0], 1.5), true).is_empty());
+        assert!(baseline().faults(&run(&[3.0, 2.0], 1.5), None).is_empty());
     }
 
     #[test]
@@ -202,22 +211,25 @@ mod tests {
     #[test]
     fn one_bit_counts_where_it_was_recorded_and_only_there() {
         let off = run(&[3.0, f64::from_bits(2f64.to_bits() + 1)], 1.5);
-        let faults = baseline().faults(&off, true);
+        let faults = baseline().faults(&off, None);
         assert_eq!(faults.len(), 1);
         assert!(
             faults[0].0 == "curve"
                 && faults[0].1.starts_with("validation: loss 2.0000000000000004")
         );
-        assert!(baseline().faults(&off, false).is_empty());
+        let nats = Some(loss_band("smoe"));
+        assert!(baseline().faults(&off, nats).is_empty());
         let far = run(&[3.0 + 1.1 * LOSS_BAND, 2.0], 1.5);
-        assert!(baseline().faults(&far, false)[0].1.starts_with("step 1: loss"));
-        assert_eq!(baseline().faults(&run(&[f64::NAN, 2.0], 1.5), false).len(), 1);
-        assert!(baseline().faults(&run(&[3.0], 1.5), false)[0].1.contains("1 losses"));
+        let unsteady = Some(loss_band("smoe+momentum:adam_model"));
+        assert!(baseline().faults(&far, unsteady).is_empty());
+        assert!(baseline().faults(&far, nats)[0].1.starts_with("step 1: loss"));
+        assert_eq!(baseline().faults(&run(&[f64::NAN, 2.0], 1.5), nats).len(), 1);
+        assert!(baseline().faults(&run(&[3.0], 1.5), nats)[0].1.contains("1 losses"));
     }
 
     #[test]
     fn routing_leaves_its_band() {
-        let of = |imbalance| baseline().faults(&run(&[3.0, 2.0], imbalance), true);
+        let of = |imbalance| baseline().faults(&run(&[3.0, 2.0], imbalance), None);
         assert_eq!(
             of(3.1),
             [("quality", "load_imbalance 3.1000, expected 0.0000 to 3.0000".to_owned())]
@@ -225,7 +237,7 @@ mod tests {
         assert_eq!(of(f64::NAN).len(), 1);
         let mut bare = run(&[3.0, 2.0], 1.0);
         bare.quality = BTreeMap::from([("load_cv".to_owned(), 0.0)]);
-        let faults = baseline().faults(&bare, true);
+        let faults = baseline().faults(&bare, None);
         let want = ["load_imbalance is gone", "load_cv has no band"];
         assert_eq!(faults.iter().map(|f| f.1.as_str()).collect::<Vec<_>>(), want);
     }
