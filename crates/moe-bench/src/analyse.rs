@@ -17,6 +17,7 @@ use crate::run::load;
 use crate::say::say;
 use crate::subject::Subject;
 use crate::tsne::FEWEST;
+use crate::which::Which;
 use crate::worker;
 use anyhow::{Context, Result, ensure};
 use collect::{Drawn, collect};
@@ -84,7 +85,7 @@ struct Reconstruction {
 pub fn analyse(args: &AnalyseArgs) -> Result<()> {
     let stop = worker::stop_flag(|| {})?;
     let device = args.machine.ready()?;
-    let mut prepared = load(&args.run, &args.sets, device, &stop)?;
+    let mut prepared = load((&args.run, Which::Newest), &args.sets, device, &stop)?;
     let Subject::Drawings(images, _) = prepared.subject().clone() else {
         let message = format!("{}: moe analyse knows recipes with [vae] alone", args.run.display());
         return Err(Misuse::new(message).into());

@@ -7,6 +7,7 @@ use crate::say::note;
 use crate::speed::peers::{Program, Python};
 use crate::speed::scaling::Axis;
 use crate::speed::{Dtype, Pass};
+use crate::which::Which;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moe_data::Split;
 use moe_train::ImageAttack;
@@ -239,6 +240,10 @@ pub struct EvalArgs {
     /// `--sweep router.capacity_factor=1.05,0.5 --sweep router.batch_priority=false,true`.
     #[arg(long = "sweep", value_name = "KEY=V1,V2")]
     pub sweeps: Vec<String>,
+    /// Which of the run's checkpoints: `newest`, `best` (lowest validation loss; `train.keep_best` keeps it) or
+    /// that of so many steps.
+    #[arg(long, value_name = "WHICH", default_value = "newest")]
+    pub checkpoint: Which,
     /// Which part of the data.
     #[arg(long, value_enum, default_value_t = SplitArg::Valid)]
     pub split: SplitArg,

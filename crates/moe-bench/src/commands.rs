@@ -189,7 +189,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         return crate::retrieval::retrieval(args, place, &stop);
     }
     let device = args.machine.ready()?;
-    let prepared = load(&args.run, &args.sets, device, &stop)?;
+    let prepared = load((&args.run, args.checkpoint), &args.sets, device, &stop)?;
     let split = args.split.into();
     let line = match &args.routing_log {
         Some(path) => crate::inspect::write::decisions(&prepared, (split, args.batches), path)?,

@@ -52,7 +52,7 @@ impl Features {
 /// A run that is not about images, a class with too few images, a stop, or what `moe eval` refuses.
 pub fn evaluate(args: &EvalArgs, stop: &Arc<AtomicBool>) -> Result<()> {
     let device = args.machine.ready()?;
-    let mut prepared = load(&args.run, &args.sets, device, stop)?;
+    let mut prepared = load((&args.run, args.checkpoint), &args.sets, device, stop)?;
     let Subject::Images(images, _) = prepared.subject() else {
         return Err(Misuse::new("--few-shot: knows image classifiers alone").into());
     };

@@ -60,6 +60,7 @@ pub mod vae_cost;
 pub mod verdict;
 pub mod verify;
 pub mod vision;
+pub mod which;
 pub mod worker;
 
 /// The snippets of the README, compiled.

@@ -9,7 +9,7 @@
 use crate::cli::EvalArgs;
 use crate::error::Misuse;
 use crate::recipe::Recipe;
-use crate::run::{Trained, newest};
+use crate::run::{Trained, trained};
 use crate::say::{say, say_json};
 use crate::subject::masked_lm;
 use anyhow::Result;
@@ -95,7 +95,7 @@ pub fn retrieval(args: &EvalArgs, place: &str, stop: &AtomicBool) -> Result<()> 
 }
 
 fn measure(args: &EvalArgs, place: &str, device: Device, stop: &AtomicBool) -> Result<Report> {
-    let Trained { recipe, data, checkpoint } = newest(&args.run, &args.sets)?;
+    let Trained { recipe, data, checkpoint } = trained((&args.run, args.checkpoint), &args.sets)?;
     let recipe = recipe.resolved()?;
     if recipe.masked.is_none() {
         let message = "--retrieval: this run has no [masked]: embeddings are those of a masked language model";

@@ -22,6 +22,7 @@ use crate::error::Misuse;
 use crate::run::{Prepared, load};
 use crate::say::{say, say_json};
 use crate::subject::Subject;
+use crate::which::Which;
 use crate::worker::stop_flag;
 use anyhow::Result;
 use cells::{Cell, cells};
@@ -86,7 +87,7 @@ fn of_run(
     device: Device,
     stop: &Arc<AtomicBool>,
 ) -> Result<Robustness> {
-    let prepared = load(dir, &[], device, stop)?;
+    let prepared = load((dir, Which::Newest), &[], device, stop)?;
     let cells = cells(args, prepared.subject())?;
     let sets = Sets::read(args, prepared.subject())?;
     let baseline = against.map(|dir| baseline(args, dir, device, stop)).transpose()?;

@@ -18,6 +18,7 @@ use crate::log::{EvalLine, Log, SkipLine};
 use crate::recipe::{DataRecipe, Recipe};
 use crate::results::Metrics;
 use crate::subject::Subject;
+use crate::which::Which;
 use crate::worker::unless_stopped;
 use anyhow::{Context, Result};
 use moe_data::Split;
@@ -415,18 +416,17 @@ impl Prepared {
     }
 }
 
-/// A model with the weights of the newest checkpoint of a run, for evaluation: the optimiser starts
-/// afresh.
+/// A model with the weights of a checkpoint of a run, for evaluation: the optimiser starts afresh.
 ///
 /// # Errors
 /// No run, no checkpoint, or a damaged one.
 pub fn load(
-    dir: &Path,
+    (dir, which): (&Path, Which),
     sets: &[String],
     device: Device,
     stop: &Arc<AtomicBool>,
 ) -> Result<Prepared> {
-    let Trained { recipe, data, checkpoint } = newest(dir, sets)?;
+    let Trained { recipe, data, checkpoint } = trained((dir, which), sets)?;
     let mut prepared = prepare_for(&recipe, Some(data), device, stop)?;
     prepared.trainer_mut().load_weights(&checkpoint)?;
     Ok(prepared)
@@ -438,23 +438,21 @@ pub(crate) struct Trained {
     pub(crate) recipe: Recipe,
     /// The data that it was trained on.
     pub(crate) data: DataRecipe,
-    /// Its newest checkpoint.
+    /// The checkpoint.
     pub(crate) checkpoint: PathBuf,
 }
 
 /// A run, with `sets` put over its recipe.
 ///
 /// # Errors
-/// No run or no checkpoint there.
-pub(crate) fn newest(dir: &Path, sets: &[String]) -> Result<Trained> {
+/// No run or no such checkpoint there.
+pub(crate) fn trained((dir, which): (&Path, Which), sets: &[String]) -> Result<Trained> {
     let dir = RunDir(dir.to_owned());
     if !dir.recipe().exists() {
         let message = format!("{}: no run here (no recipe.toml)", dir.0.display());
         return Err(Misuse::new(message).into());
     }
-    let checkpoint = checkpoint::latest(&dir.checkpoints())?.ok_or_else(|| {
-        Misuse::new(format!("{}: no checkpoint yet", dir.checkpoints().display()))
-    })?;
+    let checkpoint = which.of(&dir)?;
     let recipe = Recipe::read(&dir.recipe(), sets)?;
     let data = Recipe::read(&dir.recipe(), &[])?.data;
     Ok(Trained { recipe, data, checkpoint })

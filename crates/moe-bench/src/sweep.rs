@@ -34,7 +34,7 @@ pub fn sweep(args: &EvalArgs, stop: &Arc<AtomicBool>) -> Result<()> {
     for settings in combinations {
         bar.set_message(settings.join(" "));
         let sets: Vec<String> = args.sets.iter().chain(&settings).cloned().collect();
-        let prepared = load(&args.run, &sets, device, stop)?;
+        let prepared = load((&args.run, args.checkpoint), &sets, device, stop)?;
         let line = prepared.evaluate(args.split.into(), args.batches)?;
         rows.push(Row { settings, line });
         bar.inc(1);

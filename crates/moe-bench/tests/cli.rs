@@ -209,6 +209,35 @@ fn a_trained_model_is_evaluated_with_other_choices_and_room() {
     assert_ne!(as_trained, loss(&["router.top_k=1", "capacity.factor=0.5"]));
 }
 
+/// A learning rate that makes everything worse: the best evaluation is the first.
+#[test]
+fn any_checkpoint_of_a_run_is_evaluated() {
+    let place = Place::new();
+    let (kept, lost) = (show(&place.path("kept")), show(&place.path("lost")));
+    let worse = ["--set", "train.lr=50", "--set", "train.keep_last=1", "--set"];
+    let train =
+        |out, keep| assert_eq!(place.train(&[&worse[..], &[keep, "--out", out]].concat()).code, 0);
+    train(&kept, "train.keep_best=true");
+    train(&lost, "train.keep_best=false");
+    let eval = |out: &str, which: &str| moe(&["eval", out, "--json", "--checkpoint", which]);
+    let found = |which: &str| {
+        let said = eval(&kept, which);
+        assert_eq!(said.code, 0, "{}", said.err);
+        let line: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+        (line["step"].as_u64().unwrap(), line["loss"].as_f64().unwrap())
+    };
+    assert_eq!((found("best").0, found("newest").0), (0, 6));
+    assert!(found("best").1 < found("newest").1);
+    assert_eq!((found("6"), found("0")), (found("newest"), found("best")));
+    refused(&eval(&kept, "4"), 1, &["no checkpoint of step 4", "there are 0, 6"]);
+    refused(
+        &eval(&lost, "best"),
+        1,
+        &["no checkpoint of step 0", "train.keep_best", "there are 6"],
+    );
+    refused(&eval(&lost, "first"), 1, &["--checkpoint", "`newest`, `best`"]);
+}
+
 /// The validation text is the same, and so is the loss, though the other training text has another vocabulary of as
 /// many words.
 #[test]

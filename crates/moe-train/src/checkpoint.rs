@@ -167,7 +167,7 @@ pub fn load_part(
     model: &[(String, Tensor)],
     spare: &dyn Fn(&str) -> bool,
 ) -> Result<State, CheckpointError> {
-    let state = load_files(dir, &[])?;
+    let state = manifest(dir)?;
     let bytes = read_checked(dir, MODEL, &state)?;
     let targets = names::in_files(model);
     let stored = Stored::parse(&dir.join(MODEL), &bytes)?;
@@ -177,12 +177,20 @@ pub fn load_part(
     Ok(state)
 }
 
+/// What a checkpoint says of itself; its tensors are not read.
+///
+/// # Errors
+/// A manifest that is missing, or is none.
+pub fn manifest(dir: &Path) -> Result<State, CheckpointError> {
+    load_files(dir, &[])
+}
+
 /// Checks a checkpoint without a model: every file, hash and layout.
 ///
 /// # Errors
 /// The first file that is missing, damaged, or not as the manifest says.
 pub fn verify(dir: &Path) -> Result<State, CheckpointError> {
-    let state = load_files(dir, &[])?;
+    let state = manifest(dir)?;
     for name in [MODEL, OPTIMIZER] {
         Stored::parse(&dir.join(name), &read_checked(dir, name, &state)?)?
             .check(state.tensors.get(name).unwrap_or(&Default::default()))?;
