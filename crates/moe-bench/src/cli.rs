@@ -7,9 +7,8 @@ use crate::say::note;
 use crate::speed::peers::{Program, Python};
 use crate::speed::scaling::Axis;
 use crate::speed::{Dtype, Pass};
-use crate::which::Which;
+use crate::which::{SplitArg, Which};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use moe_data::Split;
 use moe_train::ImageAttack;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -208,24 +207,6 @@ pub struct SpeedArgs {
     /// Serve rounds of a variant to another process.
     #[arg(long, hide = true)]
     pub serve: Option<String>,
-}
-
-/// Part of the data to evaluate on.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum SplitArg {
-    /// The validation split.
-    Valid,
-    /// The test split.
-    Test,
-}
-
-impl From<SplitArg> for Split {
-    fn from(split: SplitArg) -> Self {
-        match split {
-            SplitArg::Valid => Self::Valid,
-            SplitArg::Test => Self::Test,
-        }
-    }
 }
 
 /// Flags of `moe eval`.

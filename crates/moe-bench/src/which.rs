@@ -1,8 +1,10 @@
-//! Which checkpoint of a run is read.
+//! What of a run is evaluated: which checkpoint, on which part of the data.
 
 use crate::error::Misuse;
 use crate::run::RunDir;
 use anyhow::Result;
+use clap::ValueEnum;
+use moe_data::Split;
 use moe_train::checkpoint;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -64,6 +66,24 @@ impl Which {
         let (place, steps) = (place.display(), steps.join(", "));
         Err(Misuse::new(format!("{place}: no checkpoint of step {step}{why}; there are {steps}"))
             .into())
+    }
+}
+
+/// Part of the data to evaluate on.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SplitArg {
+    /// The validation split.
+    Valid,
+    /// The test split.
+    Test,
+}
+
+impl From<SplitArg> for Split {
+    fn from(split: SplitArg) -> Self {
+        match split {
+            SplitArg::Valid => Self::Valid,
+            SplitArg::Test => Self::Test,
+        }
     }
 }
 

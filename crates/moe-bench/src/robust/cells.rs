@@ -1,8 +1,9 @@
 //! Which attacks at which levels a command asks for.
 
-use crate::cli::{RobustArgs, SplitArg};
+use crate::cli::RobustArgs;
 use crate::error::Misuse;
 use crate::subject::Subject;
+use crate::which::SplitArg;
 use moe_data::corrupt::{ImageCorruption, TextAttack};
 use moe_train::ImageAttack;
 use std::fmt;

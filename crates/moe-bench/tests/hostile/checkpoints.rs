@@ -3,6 +3,7 @@
 use crate::{Target, attack};
 use assert_cmd::Command;
 use moe_bench::run::load;
+use moe_bench::which::Which;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -36,7 +37,7 @@ fn replaced(name: &str, bytes: &[u8]) -> (bool, bool) {
     let path = file(dir.path(), name);
     let own = fs::read(&path).unwrap();
     fs::write(&path, bytes).unwrap();
-    let loaded = load(&dir.path().join("run"), &[], Device::Cpu, &Arc::default());
+    let loaded = load((&dir.path().join("run"), Which::Newest), &[], Device::Cpu, &Arc::default());
     fs::write(&path, &own).unwrap();
     (loaded.is_ok(), own == bytes)
 }
