@@ -3,9 +3,12 @@
 use std::process::Command;
 
 fn main() {
-    // Changes with every commit and checkout; absent outside git, which cargo takes as changed.
-    for file in ["HEAD", "index"] {
-        let path = format!("{}/../../.git/{file}", env!("CARGO_MANIFEST_DIR"));
+    // The log of HEAD grows with every commit and checkout; outside git it is absent, which cargo takes as
+    // changed. Not the index, which git writes anew when it only looks, so that a build would follow a build.
+    // Sources of all crates: with one of them changed, a commit is dirty.
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    for file in [".git/HEAD", ".git/logs/HEAD", "crates"] {
+        let path = format!("{root}/{file}");
         if std::path::Path::new(&path).exists() {
             println!("cargo:rerun-if-changed={path}");
         }
