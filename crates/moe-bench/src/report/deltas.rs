@@ -7,7 +7,7 @@ use super::ReportError;
 use super::chart::{Axis, Frame, Line, Plot};
 use super::course::{Course, plain, step_range};
 use super::curve::{Point, difference, over_seeds};
-use super::markup::{Text, section};
+use super::markup::{Name, section};
 use super::palette::REFERENCE;
 use super::scale::{hull, robust_top};
 use super::view::{Entry, View};
@@ -78,7 +78,7 @@ fn panel(
     Ok(format!(
         "<figure class=\"card\"><figcaption>{}{} <b>{end}</b></figcaption>{}</figure>\n",
         course.entry.look.swatch(),
-        Text(name),
+        Name(name),
         plot.svg()?
     ))
 }

@@ -2,7 +2,7 @@
 
 use super::grid::Grid;
 use super::heat::{colour_key, end_map, time_map};
-use super::markup::{Text, each, section};
+use super::markup::{Name, each, section};
 use super::view::{Entry, View};
 
 /// One card per router with experts; nothing if no run recorded its load.
@@ -28,7 +28,7 @@ fn card(entry: &Entry<'_>) -> Option<String> {
         "<figure class=\"card\"><figcaption>{}{} <small>seed {}</small></figcaption>{}\
          {}</figure>\n",
         entry.look.swatch(),
-        Text(entry.name()),
+        Name(entry.name()),
         run.seed,
         end_map(&grid, &name),
         time_map(&grid, &name)

@@ -1,6 +1,6 @@
 //! Maps of router inputs, a dot per token in the colour of its first expert.
 
-use super::markup::{At, Text, each, open_svg, section};
+use super::markup::{At, Name, each, open_svg, section};
 use super::scale::{Scale, hull, plottable};
 use super::view::{Entry, View};
 use crate::probe::Map;
@@ -44,7 +44,7 @@ fn card(entry: &Entry<'_>) -> Option<String> {
     Some(format!(
         "<figure class=\"card\"><figcaption>{}{} <small>seed {}, layer {}</small></figcaption>{pictures}</figure>\n",
         entry.look.swatch(),
-        Text(entry.name()),
+        Name(entry.name()),
         run.seed,
         map.layer
     ))

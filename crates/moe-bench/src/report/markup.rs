@@ -25,6 +25,20 @@ impl Display for Text<'_> {
     }
 }
 
+/// The name of an entry where a line may have to break: behind its separators, not inside a word.
+pub(super) struct Name<'a>(pub(super) &'a str);
+
+impl Display for Name<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str("<span>")?;
+        for part in self.0.split_inclusive(['+', ':', '_']) {
+            let more = if part.ends_with(['+', ':', '_']) { "<wbr/>" } else { "" };
+            write!(f, "{}{more}", Text(part))?;
+        }
+        f.write_str("</span>")
+    }
+}
+
 /// A coordinate in an SVG, rounded to what the eye can tell.
 pub(super) struct At(pub(super) f64);
 
@@ -69,6 +83,13 @@ mod tests {
             Text("<a href='x'>\"&\u{1b}").to_string(),
             "&lt;a href=&#39;x&#39;&gt;&quot;&amp;\u{fffd}"
         );
+    }
+
+    #[test]
+    fn a_name_breaks_behind_its_separators() {
+        assert_eq!(Name("ssr").to_string(), "<span>ssr</span>");
+        let name = Name("a+<b:c_d").to_string();
+        assert_eq!(name, "<span>a+<wbr/>&lt;b:<wbr/>c_<wbr/>d</span>");
     }
 
     #[test]
