@@ -1,16 +1,21 @@
 //! Records the commit that a binary was built from.
 
+use std::path::Path;
 use std::process::Command;
 
 fn main() {
     // The log of HEAD grows with every commit and checkout; outside git it is absent, which cargo takes as
     // changed. Not the index, which git writes anew when it only looks, so that a build would follow a build.
-    // Sources of all crates: with one of them changed, a commit is dirty.
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-    for file in [".git/HEAD", ".git/logs/HEAD", "crates"] {
-        let path = format!("{root}/{file}");
-        if std::path::Path::new(&path).exists() {
-            println!("cargo:rerun-if-changed={path}");
+    // Sources of all crates: with one of them changed, a commit is dirty. Not their tests, which are no part
+    // of a program.
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    let crates = std::fs::read_dir(root.join("crates")).into_iter().flatten().flatten();
+    let sources = crates.map(|entry| entry.path().join("src"));
+    for path in
+        [".git/HEAD", ".git/logs/HEAD"].map(|file| root.join(file)).into_iter().chain(sources)
+    {
+        if path.exists() {
+            println!("cargo:rerun-if-changed={}", path.display());
         }
     }
     println!("cargo:rerun-if-changed=build.rs");

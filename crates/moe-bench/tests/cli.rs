@@ -47,6 +47,21 @@ fn refused(said: &Said, code: i32, parts: &[&str]) {
     }
 }
 
+/// What `moe eval --json` found.
+#[track_caller]
+fn evaluated(said: &Said) -> serde_json::Value {
+    assert_eq!(said.code, 0, "{}", said.err);
+    serde_json::from_str(&said.out).unwrap()
+}
+
+/// The loss of the run in `out` with settings put over its recipe.
+#[track_caller]
+fn loss_under(out: &str, sets: &[&str]) -> f64 {
+    let flags: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let said = moe(&[&["eval", out, "--json"], flags.as_slice()].concat());
+    evaluated(&said)["loss"].as_f64().unwrap()
+}
+
 fn show(path: &Path) -> String {
     path.display().to_string()
 }
@@ -69,9 +84,7 @@ fn a_run_writes_its_files_and_can_be_evaluated() {
     // Evaluations at 0, 3 and 6, and six steps.
     assert_eq!(place.text("run/metrics.jsonl").lines().count(), 9);
 
-    let said = moe(&["eval", &show(&place.path(out)), "--split", "test", "--json"]);
-    assert_eq!(said.code, 0, "{}", said.err);
-    let line: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    let line = evaluated(&moe(&["eval", &show(&place.path(out)), "--split", "test", "--json"]));
     assert_eq!((line["step"].as_u64(), line["split"].as_str()), (Some(6), Some("test")));
     assert!(line["loss"].as_f64().unwrap() > 0.0 && line["bits_per_byte"].as_f64().unwrap() > 0.0);
 }
@@ -196,13 +209,7 @@ fn a_trained_model_is_evaluated_with_other_choices_and_room() {
     let place = Place::new();
     let out = show(&place.path("run"));
     assert_eq!(place.train(&["--out", &out, "--set", "router=v-moe:paper_bpr"]).code, 0);
-    let loss = |sets: &[&str]| {
-        let flags: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
-        let said = moe(&[&["eval", &out, "--json"], flags.as_slice()].concat());
-        assert_eq!(said.code, 0, "{}", said.err);
-        let line: serde_json::Value = serde_json::from_str(&said.out).unwrap();
-        line["loss"].as_f64().unwrap()
-    };
+    let loss = |sets: &[&str]| loss_under(&out, sets);
     let as_trained = loss(&[]);
     assert_eq!(as_trained, loss(&["router.top_k=2"]));
     assert_ne!(as_trained, loss(&["router.top_k=1"]));
@@ -221,9 +228,7 @@ fn any_checkpoint_of_a_run_is_evaluated() {
     train(&lost, "train.keep_best=false");
     let eval = |out: &str, which: &str| moe(&["eval", out, "--json", "--checkpoint", which]);
     let found = |which: &str| {
-        let said = eval(&kept, which);
-        assert_eq!(said.code, 0, "{}", said.err);
-        let line: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+        let line = evaluated(&eval(&kept, which));
         (line["step"].as_u64().unwrap(), line["loss"].as_f64().unwrap())
     };
     assert_eq!((found("best").0, found("newest").0), (0, 6));
@@ -256,13 +261,7 @@ fn a_trained_model_reads_other_text_with_its_own_vocabulary() {
         let out = show(&place.path(&kind[7..11]));
         let tokenizer = format!("data.tokenizer={kind}");
         assert_eq!(place.train(&["--out", &out, "--set", &own, "--set", &tokenizer]).code, 0);
-        let loss = |sets: &[&str]| {
-            let flags: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
-            let said = moe(&[&["eval", &out, "--json"], flags.as_slice()].concat());
-            assert_eq!(said.code, 0, "{}", said.err);
-            let line: serde_json::Value = serde_json::from_str(&said.out).unwrap();
-            line["loss"].as_f64().unwrap()
-        };
+        let loss = |sets: &[&str]| loss_under(&out, sets);
         assert_eq!(loss(&[]), loss(&[&other]), "{kind}");
         let said = moe(&["eval", &out, "--set", "data.tokenizer=byte"]);
         refused(&said, 1, &["data.tokenizer", "its own tokeniser"]);

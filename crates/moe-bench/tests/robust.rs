@@ -224,7 +224,7 @@ fn pictures_of_other_sets_have_rows_of_their_own() {
     for measure in ["auroc", "aupr", "fpr95"] {
         assert!((0.0..=1.0).contains(&unknown[measure].as_f64().unwrap()), "{unknown}");
     }
-    // Attacks later keep what the sets gave, and the set's own images are as unknown as themselves.
+    // Attacks later keep what the sets gave.
     let more = ["--attacks", "fog", "--severities", "1", "--batches", "2"];
     assert_eq!(robust(&run, &more).0, 0);
     let later = json(&run.join("robustness.json"));
