@@ -495,6 +495,8 @@ fn another_program_is_timed_in_turn() {
         rows.iter().filter(|row| row["impl"] == "it").map(|row| &row["ms"]).collect();
     assert_eq!(times, [&serde_json::json!(250.0)]);
     assert_eq!(report["missing"], serde_json::json!([{"peer": "it", "what": "bf16"}]));
+    let said = moe(&[&size[..], &["--program", "it=/nowhere/peer"]].concat());
+    refused(&said, 1, &["it: /nowhere/peer cannot be started"]);
     let said = moe(&["speed", "--program", "it"]);
     refused(&said, 1, &["--program", "expected NAME=FILE"]);
 }

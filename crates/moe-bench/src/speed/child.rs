@@ -4,8 +4,10 @@
 //! Both sides speak JSON, one message a line: the child says once that it is ready or what it lacks, then
 //! one answer for each line that it reads. It ends when its standard input does.
 
+use crate::error::Misuse;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread::JoinHandle;
@@ -66,7 +68,11 @@ impl Server {
     /// A program that cannot be started, or that ends without a message.
     pub fn start(name: &str, command: &mut Command) -> Result<Started> {
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("{name}: cannot be started"))?;
+        // It was the user who named the program.
+        let refused = |program: &OsStr, error| {
+            Misuse::new(format!("{name}: {} cannot be started: {error}", program.display()))
+        };
+        let mut child = command.spawn().map_err(|e| refused(command.get_program(), e))?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take().expect("piped above"));
         let stdout = BufReader::new(stdout);
         let stderr = child.stderr.take().expect("piped above");
@@ -182,6 +188,8 @@ mod tests {
         assert!(matches!(started, Started::Missing(what) if what == "a module"));
         assert!(shell("echo nothing; exit 1").unwrap_err().to_string().contains("ended with"));
         let absent = Server::start("it", &mut Command::new("/nowhere/program"));
-        assert!(absent.unwrap_err().to_string().contains("it: cannot be started"));
+        let error = absent.unwrap_err();
+        assert!(error.is::<Misuse>() && error.to_string().starts_with("it: /"), "{error}");
+        assert!(error.to_string().contains("cannot be started: No such file"), "{error}");
     }
 }
