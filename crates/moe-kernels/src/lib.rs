@@ -48,7 +48,9 @@
 
 mod activation;
 mod arch;
+mod attention;
 mod backward;
+mod bands;
 mod combine;
 mod decode;
 mod error;
@@ -70,6 +72,7 @@ mod wgrad;
 mod workspace;
 
 pub use arch::Isa;
+pub use attention::{AttentionInput, Heads, attention, attention_backward};
 pub use backward::{BackwardInput, BackwardOutput, backward};
 pub use decode::{MOST_TOKENS, decode};
 pub use error::KernelError;

@@ -123,6 +123,15 @@ pub(crate) fn stack<'a, L: Lane>(
     }
 }
 
+/// Joins two rows of one length to a row of lanes; without the second, to zeros.
+#[inline(always)]
+pub(crate) fn join_rows<L: Lane>(to: &mut [L], first: &[f32], second: Option<&[f32]>) {
+    match second {
+        Some(second) => stack_row(to, first.len(), false, first, second),
+        None => to.iter_mut().zip(first).for_each(|(to, &first)| *to = L::join(first, 0.0)),
+    }
+}
+
 /// Joins two rows, a register at a time where that is possible.
 #[inline(always)]
 fn stack_row<L: Lane>(to: &mut [L], count: usize, spills: bool, first: &[f32], second: &[f32]) {

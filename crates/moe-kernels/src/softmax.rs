@@ -29,6 +29,9 @@ pub struct Bf16(pub u16);
 
 /// What scores are stored in.
 pub trait Score: Copy + Send + Sync {
+    /// What products of such values are carried out in.
+    const DTYPE: Dtype;
+
     /// As `f32`.
     fn wide(self) -> f32;
 
@@ -37,6 +40,8 @@ pub trait Score: Copy + Send + Sync {
 }
 
 impl Score for f32 {
+    const DTYPE: Dtype = Dtype::F32;
+
     #[inline(always)]
     fn wide(self) -> f32 {
         self
@@ -49,6 +54,8 @@ impl Score for f32 {
 }
 
 impl Score for Bf16 {
+    const DTYPE: Dtype = Dtype::Bf16;
+
     #[inline(always)]
     fn wide(self) -> f32 {
         f32::from_bits(u32::from(self.0) << 16)
@@ -307,7 +314,7 @@ impl<S: Score> Job for SquareBackward<'_, S> {
 }
 
 #[inline(always)]
-fn dot<S: Score>(a: &[S], b: &[S]) -> f32 {
+pub(crate) fn dot<S: Score>(a: &[S], b: &[S]) -> f32 {
     let mut sums = [0.0; PARTS];
     for (a, b) in a.chunks(PARTS).zip(b.chunks(PARTS)) {
         for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {

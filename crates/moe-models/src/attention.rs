@@ -7,9 +7,9 @@ pub mod window;
 
 use crate::precision::Precision;
 use moe_routers::Params;
+use moe_torch_sys::attention;
 use moe_torch_sys::linear::linear;
-use moe_torch_sys::softmax;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// Multi-head self-attention.
 #[derive(Debug)]
@@ -46,11 +46,14 @@ impl Attention {
 
     /// `[b, t, d] -> [b, t, d]`.
     pub fn forward(&self, x_btd: &Tensor) -> Tensor {
-        if self.precision == Precision::Bf16 {
-            // The backward pass of the fused product is several times slower in `bf16` on a CPU.
-            return self.forward_in_two_products(x_btd);
+        let qkv = self.qkv(x_btd);
+        if attention::takes(qkv.kind(), qkv.device()) {
+            let y_btd = attention::attention(&qkv, self.heads, self.causal);
+            return self
+                .mix(&y_btd.unwrap_or_else(|e| panic!("attention: {e}")))
+                .to_kind(x_btd.kind());
         }
-        let [q_bmtc, k_bmtc, v_bmtc] = self.heads(x_btd);
+        let [q_bmtc, k_bmtc, v_bmtc] = self.heads(&qkv);
         let (dropout, grouped_queries) = (0.0, false);
         let y_bmtc = Tensor::scaled_dot_product_attention(
             &q_bmtc,
@@ -62,27 +65,13 @@ impl Attention {
             None,
             grouped_queries,
         );
-        self.output(&y_bmtc)
-    }
-
-    /// The same as two products with the weights between them, in the products' type where the softmax can
-    /// be done in place.
-    fn forward_in_two_products(&self, x_btd: &Tensor) -> Tensor {
-        if !self.causal || x_btd.device() != Device::Cpu {
-            return self.forward_with_weights(x_btd).0;
-        }
-        let [q, k, v] = self.heads(x_btd).map(|x_bmtc| x_bmtc.flatten(0, 1));
-        let score = q.bmm(&k.transpose(1, 2));
-        let weight = softmax::causal(score, (q.size()[2] as f64).powf(-0.5));
-        let y = weight.unwrap_or_else(|e| panic!("attention: {e}")).bmm(&v);
-        let (b, m) = (x_btd.size()[0], self.heads);
-        self.output(&y.view([b, m, -1, y.size()[2]])).to_kind(x_btd.kind())
+        self.output(&y_bmtc).to_kind(x_btd.kind())
     }
 
     /// The same with the attention weights of every head, `[b, m, t, t]`, which the fused product
     /// never writes down.
     pub fn forward_with_weights(&self, x_btd: &Tensor) -> (Tensor, Tensor) {
-        let [q_bmtc, k_bmtc, v_bmtc] = self.heads(x_btd);
+        let [q_bmtc, k_bmtc, v_bmtc] = self.heads(&self.qkv(x_btd));
         let (b, m, t, c) = q_bmtc.size4().expect("[b, m, t, c]");
         let (q, k) = (q_bmtc.reshape([b * m, t, c]), k_bmtc.reshape([b * m, t, c]));
         // Mask and scale enter the product, which writes down the scores once.
@@ -102,19 +91,26 @@ impl Attention {
         }
     }
 
+    /// Queries, keys and values beside each other, `[b, t, 3 d]`.
+    fn qkv(&self, x_btd: &Tensor) -> Tensor {
+        linear(&self.precision.factor(x_btd), &self.precision.factor(&self.qkv_3dd))
+    }
+
     /// Queries, keys and values, each `[b, m, t, c]`.
-    fn heads(&self, x_btd: &Tensor) -> [Tensor; 3] {
-        let (b, t, d) = x_btd.size3().expect("[b, t, d]");
-        let weight_3dd = self.precision.factor(&self.qkv_3dd);
-        let qkv = linear(&self.precision.factor(x_btd), &weight_3dd);
-        parts(&qkv).map(|x_btd| x_btd.view([b, t, self.heads, d / self.heads]).transpose(1, 2))
+    fn heads(&self, qkv: &Tensor) -> [Tensor; 3] {
+        let (b, t, d3) = qkv.size3().expect("[b, t, 3 d]");
+        parts(qkv).map(|x_btd| x_btd.view([b, t, self.heads, d3 / 3 / self.heads]).transpose(1, 2))
     }
 
     /// Heads side by side and mixed, `[b, m, t, c] -> [b, t, d]`.
     fn output(&self, y_bmtc: &Tensor) -> Tensor {
         let (b, m, t, c) = y_bmtc.size4().expect("[b, m, t, c]");
-        let y_btd = y_bmtc.transpose(1, 2).contiguous().view([b, t, m * c]);
-        linear(&y_btd, &self.precision.factor(&self.out_dd))
+        self.mix(&y_bmtc.transpose(1, 2).contiguous().view([b, t, m * c]))
+    }
+
+    /// Heads mixed, `[b, t, d] -> [b, t, d]`.
+    fn mix(&self, y_btd: &Tensor) -> Tensor {
+        linear(y_btd, &self.precision.factor(&self.out_dd))
     }
 }
 

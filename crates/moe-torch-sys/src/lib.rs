@@ -8,6 +8,7 @@
 //! libtorch they find has a CUDA part, [`load_cuda`] loads it into the process, and libtorch's own
 //! registration makes the devices known. One binary serves both kinds of machine.
 
+pub mod attention;
 pub mod cuda;
 pub mod determinism;
 mod ffi;

@@ -1,6 +1,7 @@
 //! The public API against an oracle in `f64`, on every instruction set of the machine, and on AMX by
 //! emulation where the machine has not got it.
 
+mod attention;
 mod decode;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod emulator;
