@@ -155,12 +155,12 @@ fn across_lanes<K: Kernel>(heads: &Heads) -> usize {
 
 /// Rows as depth, their values as columns of panels: `[c / NR, k, NR]`.
 #[inline(always)]
-fn across<K: Kernel>(heads: &Heads, from_tc: &[f32], to: &mut [K::Lane]) {
+fn across<K: Kernel>(kernel: K, heads: &Heads, from_tc: &[f32], to: &mut [K::Lane]) {
     let panels = to.chunks_exact_mut(tokens_depth::<K>(heads) * K::NR);
     for (to, first) in panels.zip((0..heads.width).step_by(K::NR)) {
         let count = K::NR.min(heads.width - first);
         let rows = from_tc.chunks_exact(heads.width);
-        stack(to, K::NR, count, rows.map(|row| &row[first..]));
+        stack(kernel, to, K::NR, count, rows.map(|row| &row[first..]));
     }
 }
 

@@ -21,10 +21,10 @@ use crate::factor::{Factor, Product};
 use crate::forward::{self, Context, OnPanel, Span};
 use crate::gemm::{self, Operand, Sums};
 use crate::hidden::{BackRows, Hidden, PARTS, hidden_stride, pre_stride};
-use crate::pack::Packed;
+use crate::pack::{Packed, Panelled};
 use crate::plan::Plan;
 use crate::shape::{Shape, WeightGrads, Weights};
-use crate::workspace::{Need, Operands, Saved, Scratch, Workspace};
+use crate::workspace::{LaneRows, Need, Operands, Saved, Scratch, Workspace};
 use crate::{KernelError, tasks, wgrad};
 
 /// What a backward pass reads.
@@ -115,14 +115,16 @@ impl Work for Backward<'_, '_> {
         let Self { packed, input, output, saved, workspace } = self;
         let (shape, plan) = (packed.shape(), input.plan);
         workspace.reserve::<K::Lane>(need::<K>(shape))?;
-        let Workspace { workers, row_nd, hidden_nh, pre, rows_of, .. } = workspace;
+        let Workspace { workers, row_nd, hidden, pre, rows_of, .. } = workspace;
         rows_of.sort(plan.tokens(), plan.token_n())?;
         let recompute = saved.is_none();
         let saved = saved.unwrap_or(pre);
-        let pre_np = saved.prepare::<K>(packed, plan.rows())?;
+        let lane_rows = LaneRows::of::<K::Lane>(plan);
+        let pre = saved.prepare::<K>(packed, plan.rows(), lane_rows.count())?;
         let row_nd = row_nd.at_least("gradients of rows", plan.rows() * shape.width)?;
         let stride = hidden_stride::<K>(shape);
-        let hidden_nh = hidden_nh.at_least("the hidden layer", plan.rows() * stride)?;
+        let hidden = K::Lane::buffer(hidden);
+        let hidden = hidden.at_least("the hidden layer", lane_rows.count() * stride)?;
         let cx = Rows {
             forward: Context::new(kernel, packed, plan, input.x_td),
             weights: input.weights,
@@ -132,12 +134,12 @@ impl Work for Backward<'_, '_> {
         let most = forward::most_rows(cx.forward.sizes.up_depth);
         let spans = forward::blocks(plan, workers.len(), most);
         let tasks =
-            tasks_of::<K>(&spans, shape, [&mut *row_nd, pre_np, hidden_nh], output.dweight_n);
+            tasks_of::<K>(&spans, shape, &mut *row_nd, [&mut *pre, &mut *hidden], output.dweight_n);
         tasks::run(tasks, workers, |task, worker| {
             kernel.vectorized(Block { cx: &cx, task, worker });
         });
         combine(kernel, shape.width, rows_of, row_nd, output.dx_td);
-        let rows = wgrad::Rows { input, pre_np, hidden_nh };
+        let rows = wgrad::Rows { input, pre, hidden, lane_rows: &lane_rows };
         wgrad::add(kernel, shape, rows, &mut output.weights, workers);
         saved.holds = None;
         Ok(())
@@ -150,9 +152,10 @@ fn need<K: Kernel>(shape: &Shape) -> Need {
     let rows = forward::most_rows(shape.width.div_ceil(K::Lane::DEPTH));
     Need {
         block: forward.block.max(wgrad::operand_lanes::<K>()),
-        second: gemm::block_lanes::<K>(rows, depth),
+        second: gemm::block_lanes::<K>(rows, depth).max(wgrad::joined_lanes::<K>()),
         panel: gemm::DEPTH.max(wgrad::DEPTH) * K::NR,
         sums: forward.sums,
+        more: forward::most_rows(Panelled::of::<K>(shape).up_depth) * K::NR,
     }
 }
 
@@ -162,25 +165,28 @@ fn gradients_depth<K: Kernel>(shape: &Shape) -> usize {
 }
 
 /// A block of an expert's rows.
-struct Task<'a> {
+struct Task<'a, L> {
     span: Span,
     /// Gradients of the rows' inputs, `[n, d]`.
     dx: &'a mut [f32],
-    rows: BackRows<'a>,
+    rows: BackRows<'a, L>,
 }
 
 /// A task for each block, longest first.
 fn tasks_of<'a, K: Kernel>(
     spans: &[Span],
     shape: &Shape,
-    [row_nd, pre_np, hidden_nh]: [&'a mut [f32]; 3],
+    row_nd: &'a mut [f32],
+    [pre, hidden]: [&'a mut [K::Lane]; 2],
     dweight_n: &'a mut [f32],
-) -> Vec<Task<'a>> {
+) -> Vec<Task<'a, K::Lane>> {
     let lengths = |per_row: usize| spans.iter().map(move |span| span.rows.len() * per_row);
     let hidden_stride = hidden_stride::<K>(shape);
     let dx = tasks::pieces(row_nd, lengths(shape.width));
-    let pre = tasks::pieces(pre_np, lengths(pre_stride::<K>(shape)));
-    let hidden = tasks::pieces(hidden_nh, lengths(hidden_stride));
+    let lanes =
+        |per_row: usize| spans.iter().map(move |span| span.lane_rows::<K::Lane>() * per_row);
+    let pre = tasks::pieces(pre, lanes(pre_stride::<K>(shape)));
+    let hidden = tasks::pieces(hidden, lanes(hidden_stride));
     let dweight = tasks::pieces(dweight_n, lengths(1));
     let parts = spans.iter().zip(dx).zip(pre).zip(hidden).zip(dweight);
     let task = |((((span, dx), pre), hidden), dweight_n): ((((&Span, _), _), _), _)| {
@@ -201,9 +207,9 @@ struct Rows<'a, K> {
 }
 
 /// A task on a worker.
-struct Block<'a, K> {
+struct Block<'a, K: Kernel> {
     cx: &'a Rows<'a, K>,
-    task: Task<'a>,
+    task: Task<'a, K::Lane>,
     worker: &'a mut Scratch,
 }
 
@@ -212,32 +218,38 @@ impl<K: Kernel> Job for Block<'_, K> {
     fn run(self) {
         let Self { cx, mut task, worker } = self;
         let Operands { block, second, panel } = K::Lane::operands(&mut worker.operands);
-        let sums = &mut worker.sums;
+        let (sums, more) = (&mut worker.sums, &mut worker.more);
         if cx.recompute {
-            cx.forward.up(&task.span, block, sums, Kept { pre: task.rows.pre });
+            cx.forward.up(
+                &task.span,
+                block,
+                sums,
+                Kept { kernel: cx.forward.kernel, pre: task.rows.pre },
+            );
         }
         cx.start_dweight(&mut task);
-        cx.hidden(&mut task, block, second, panel, sums);
+        cx.hidden(&mut task, block, second, panel, [&mut *sums, &mut *more]);
         cx.inputs(&mut task, second, panel, sums);
     }
 }
 
 /// Keeps what the activation sees.
-struct Kept<'a> {
-    pre: &'a mut [f32],
+struct Kept<'a, K: Kernel> {
+    kernel: K,
+    pre: &'a mut [K::Lane],
 }
 
-impl<K: Kernel> OnPanel<K> for Kept<'_> {
+impl<K: Kernel> OnPanel<K> for Kept<'_, K> {
     #[inline(always)]
     fn run(&mut self, hidden: Hidden, sums: &mut [f32]) {
-        hidden.keep::<K>(sums, self.pre);
+        hidden.keep(self.kernel, sums, self.pre);
     }
 }
 
 impl<K: Kernel> Rows<'_, K> {
     /// `dw = dy . b2`; the hidden layer's share is added later.
     #[inline(always)]
-    fn start_dweight(&self, task: &mut Task<'_>) {
+    fn start_dweight(&self, task: &mut Task<'_, K::Lane>) {
         let width = self.forward.packed.shape().width;
         let b2_d = self.forward.packed.expert::<K>(task.span.expert).b2_d;
         let token_n = &self.forward.plan.token_n()[task.span.rows.clone()];
@@ -251,11 +263,11 @@ impl<K: Kernel> Rows<'_, K> {
     #[inline(always)]
     fn hidden(
         &self,
-        task: &mut Task<'_>,
+        task: &mut Task<'_, K::Lane>,
         block: &mut [K::Lane],
         second: &mut [K::Lane],
         panel: &mut [K::Lane],
-        sums: &mut [f32],
+        [sums, more]: [&mut [f32]; 2],
     ) {
         let shape = self.forward.packed.shape();
         let block = self.forward.gather(self.dy_td, &task.span, block);
@@ -282,8 +294,8 @@ impl<K: Kernel> Rows<'_, K> {
                     }
                 });
             }
-            hidden.back::<K>(sums, weight_n, &mut task.rows);
-            hidden.pack_gradients(kernel, task.rows.pre, second, depth);
+            hidden.back(kernel, [&mut *sums, &mut *more], weight_n, &mut task.rows);
+            hidden.pack_gradients(kernel, [&*sums, &*more], second, depth);
         }
     }
 
@@ -291,7 +303,7 @@ impl<K: Kernel> Rows<'_, K> {
     #[inline(always)]
     fn inputs(
         &self,
-        task: &mut Task<'_>,
+        task: &mut Task<'_, K::Lane>,
         second: &[K::Lane],
         panel: &mut [K::Lane],
         sums: &mut [f32],

@@ -93,7 +93,7 @@ impl<K: Kernel> Product<'_, K> {
         mut before_each: impl FnMut(usize),
     ) {
         let panel = &mut self.panel[..piece.part.len() * K::NR];
-        stack(panel, K::NR, piece.columns.len(), piece.rows());
+        stack(self.kernel, panel, K::NR, piece.columns.len(), piece.rows());
         let tiles = self.operand.rows.div_ceil(K::MR);
         let share = next.as_ref().map_or(0, |next| next.rows.len().div_ceil(tiles));
         let mut ahead = next.map(|next| next.rows()).into_iter().flatten();

@@ -16,7 +16,7 @@ use crate::hidden::{Hidden, pre_stride};
 use crate::pack::{Packed, Panelled};
 use crate::plan::Plan;
 use crate::shape::Shape;
-use crate::workspace::{Need, Operands, Saved, Scratch, Workspace};
+use crate::workspace::{LaneRows, Need, Operands, Saved, Scratch, Workspace};
 use crate::{KernelError, tasks};
 
 /// Most rows of a task.
@@ -89,10 +89,12 @@ impl Work for Forward<'_> {
         workspace.reserve::<K::Lane>(need::<K>(shape))?;
         workspace.rows_of.sort(plan.tokens(), plan.token_n())?;
         let row_nd = workspace.row_nd.at_least("results of rows", plan.rows() * shape.width)?;
-        let pre_np = save.map(|saved| saved.prepare::<K>(packed, plan.rows())).transpose()?;
+        let lane_rows = LaneRows::of::<K::Lane>(plan);
+        let pre = save.map(|saved| saved.prepare::<K>(packed, plan.rows(), lane_rows.count()));
+        let pre = pre.transpose()?;
         let cx = Context::new(kernel, packed, plan, x_td);
         let spans = blocks(plan, workspace.workers.len(), most_rows(cx.sizes.up_depth));
-        let tasks = tasks_of(&spans, row_nd, shape.width, pre_np, pre_stride::<K>(shape));
+        let tasks = tasks_of::<K>(&spans, row_nd, shape, pre);
         tasks::run(tasks, &mut workspace.workers, |task, worker| {
             kernel.vectorized(Block { cx: &cx, task, worker });
         });
@@ -102,16 +104,17 @@ impl Work for Forward<'_> {
 }
 
 /// A task for each block, longest first.
-fn tasks_of<'a>(
+fn tasks_of<'a, K: Kernel>(
     spans: &[Span],
     row_nd: &'a mut [f32],
-    width: usize,
-    pre_np: Option<&'a mut [f32]>,
-    stride: usize,
-) -> Vec<Task<'a>> {
-    let lengths = |per_row: usize| spans.iter().map(move |span| span.rows.len() * per_row);
-    let mut pre = pre_np.map(|pre| tasks::pieces(pre, lengths(stride)).into_iter());
-    let rows = spans.iter().zip(tasks::pieces(row_nd, lengths(width)));
+    shape: &Shape,
+    pre: Option<&'a mut [K::Lane]>,
+) -> Vec<Task<'a, K::Lane>> {
+    let stride = pre_stride::<K>(shape);
+    let lanes = spans.iter().map(|span| span.lane_rows::<K::Lane>() * stride);
+    let mut pre = pre.map(|pre| tasks::pieces(pre, lanes).into_iter());
+    let lengths = spans.iter().map(|span| span.rows.len() * shape.width);
+    let rows = spans.iter().zip(tasks::pieces(row_nd, lengths));
     let task = |(span, y): (&Span, _)| {
         let pre = pre.as_mut().and_then(Iterator::next);
         Task { span: span.clone(), y, pre }
@@ -128,16 +131,27 @@ pub(crate) struct Span {
     pub(crate) rows: Range<usize>,
 }
 
+impl Span {
+    /// Rows of lanes of these rows, which begin with a whole pair.
+    pub(crate) fn lane_rows<L: Lane>(&self) -> usize {
+        self.rows.len().div_ceil(L::DEPTH)
+    }
+}
+
 /// Cuts the rows of all experts into blocks of like size, in the order of the plan: small enough to
-/// keep all workers busy, and never above `most`.
+/// keep all workers busy, and never above `most`. A pair of an expert's rows stays together.
 pub(crate) fn blocks(plan: &Plan<'_>, workers: usize, most: usize) -> Vec<Span> {
     let share = plan.rows().max(1).div_ceil(workers * 4).next_multiple_of(32);
     let most = share.min(most);
     let cut = |expert: usize| {
         let rows = plan.span(expert);
-        let count = rows.len().div_ceil(most);
-        let edge = move |part: usize| rows.start + rows.len() * part / count.max(1);
-        (0..count).map(move |part| Span { expert, rows: edge(part)..edge(part + 1) })
+        let count = rows.len().div_ceil(most).max(1);
+        let edge = move |part: usize| match part == count {
+            true => rows.end,
+            false => rows.start + rows.len() * part / count / 2 * 2,
+        };
+        let spans = (0..count).map(move |part| Span { expert, rows: edge(part)..edge(part + 1) });
+        spans.filter(|span| !span.rows.is_empty())
     };
     (0..plan.experts()).flat_map(cut).collect()
 }
@@ -148,10 +162,12 @@ impl Saved {
         &mut self,
         packed: &Packed,
         rows: usize,
-    ) -> Result<&mut [f32], KernelError> {
+        lane_rows: usize,
+    ) -> Result<&mut [K::Lane], KernelError> {
         let shape = packed.shape();
         self.holds = Some((*shape, packed.isa(), rows));
-        self.values.at_least("the saved hidden layer", rows * pre_stride::<K>(shape))
+        let lanes = K::Lane::buffer(&mut self.lanes);
+        lanes.at_least("the saved hidden layer", lane_rows * pre_stride::<K>(shape))
     }
 }
 
@@ -163,22 +179,23 @@ pub(crate) fn need<K: Kernel>(shape: &Shape) -> Need {
         block: gemm::block_lanes::<K>(rows, sizes.up_depth),
         second: gemm::block_lanes::<K>(rows, sizes.down_depth),
         panel: 0,
+        more: 0,
         sums: rows.next_multiple_of(K::MR) * gemm::sums_stride::<K>(shape.width),
     }
 }
 
-struct Task<'a> {
+struct Task<'a, L> {
     span: Span,
     /// Results, `[n, d]`.
     y: &'a mut [f32],
     /// What the activation saw.
-    pre: Option<&'a mut [f32]>,
+    pre: Option<&'a mut [L]>,
 }
 
 /// A task on a worker.
-struct Block<'a, K> {
+struct Block<'a, K: Kernel> {
     cx: &'a Context<'a, K>,
-    task: Task<'a>,
+    task: Task<'a, K::Lane>,
     worker: &'a mut Scratch,
 }
 
@@ -204,7 +221,7 @@ pub(crate) trait OnPanel<K> {
 /// Activates the hidden layer and packs it for the second product.
 struct Activated<'a, K: Kernel> {
     kernel: K,
-    pre: Option<&'a mut [f32]>,
+    pre: Option<&'a mut [K::Lane]>,
     to: &'a mut [K::Lane],
     depth: usize,
 }
@@ -213,7 +230,7 @@ impl<K: Kernel> OnPanel<K> for Activated<'_, K> {
     #[inline(always)]
     fn run(&mut self, hidden: Hidden, sums: &mut [f32]) {
         if let Some(pre) = &mut self.pre {
-            hidden.keep::<K>(sums, pre);
+            hidden.keep(self.kernel, sums, pre);
         }
         hidden.activate::<K>(sums);
         hidden.pack(self.kernel, sums, self.to, self.depth);
@@ -273,7 +290,7 @@ impl<'a, K: Kernel> Context<'a, K> {
     }
 
     #[inline(always)]
-    fn down(&self, task: &mut Task<'_>, second: &[K::Lane], sums: &mut [f32]) {
+    fn down(&self, task: &mut Task<'_, K::Lane>, second: &[K::Lane], sums: &mut [f32]) {
         let expert = self.packed.expert::<K>(task.span.expert);
         let weight_n = &self.plan.weight_n()[task.span.rows.clone()];
         let depth = self.sizes.down_depth;

@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use crate::activation::{Curve, OnCurve};
 use crate::arch::{Kernel, Lane};
 use crate::left;
+use crate::pack::join_rows;
 use crate::shape::{Activation, Shape};
 
 /// Columns of a matrix padded to whole panels.
@@ -82,15 +83,19 @@ impl Hidden {
         }
     }
 
-    /// Copies what the activation sees.
+    /// Keeps what the activation sees.
     #[inline(always)]
-    pub(crate) fn keep<K: Kernel>(&self, sums: &[f32], pre: &mut [f32]) {
-        let up = self.up::<K>();
-        for (row, pre) in sums.chunks_exact(K::NR).zip(pre.chunks_exact_mut(self.stride)) {
-            let to = &mut pre[self.up_column + self.first..][..self.columns];
-            to.copy_from_slice(&row[up..][..self.columns]);
-            if up > 0 {
-                pre[self.first..][..self.columns].copy_from_slice(&row[..self.columns]);
+    pub(crate) fn keep<K: Kernel>(&self, kernel: K, sums: &[f32], pre: &mut [K::Lane]) {
+        // Places in a saved row and in a row of sums.
+        let places = [(self.up_column, self.up::<K>()), (0, 0)];
+        let maps = self.activation.maps();
+        let pairs = sums[..self.rows * K::NR].chunks(K::Lane::DEPTH * K::NR);
+        for (pair, pre) in pairs.zip(pre.chunks_exact_mut(self.stride)) {
+            let (first, second) = pair.split_at(K::NR);
+            let second = Some(second).filter(|row| !row.is_empty());
+            for (to, from) in &places[..maps] {
+                let to = &mut pre[to + self.first..][..self.columns];
+                join_rows(kernel, to, &first[*from..], second.map(|row| &row[*from..]));
             }
         }
     }
@@ -112,7 +117,20 @@ impl Hidden {
         to: &mut [K::Lane],
         depth: usize,
     ) {
-        let lane = self.first / K::Lane::DEPTH;
+        self.pack_from(kernel, sums, to, depth, 0);
+    }
+
+    /// The same at this lane of depth and after.
+    #[inline(always)]
+    fn pack_from<K: Kernel>(
+        &self,
+        kernel: K,
+        sums: &[f32],
+        to: &mut [K::Lane],
+        depth: usize,
+        lane: usize,
+    ) {
+        let lane = lane + self.first / K::Lane::DEPTH;
         let sums = sums[..self.rows * K::NR].chunks(K::MR * K::NR);
         for (sums, to) in sums.zip(to.chunks_exact_mut(depth * K::MR)) {
             let rows = sums.chunks_exact(K::NR).map(|row| &row[..self.columns]);
@@ -122,8 +140,9 @@ impl Hidden {
 
     /// Asks for what [`Self::back`] will read and write in the rows of a tile.
     #[inline(always)]
-    pub(crate) fn prefetch<K: Kernel>(&self, kernel: K, tile: usize, rows: &BackRows<'_>) {
-        for row in tile * K::MR..self.rows.min((tile + 1) * K::MR) {
+    pub(crate) fn prefetch<K: Kernel>(&self, kernel: K, tile: usize, rows: &BackRows<'_, K::Lane>) {
+        let end = self.rows.min((tile + 1) * K::MR).div_ceil(K::Lane::DEPTH);
+        for row in tile * K::MR / K::Lane::DEPTH..end {
             let pre = &rows.pre[row * self.stride + self.first..];
             kernel.prefetch(&pre[..self.columns]);
             if self.activation.gated() {
@@ -133,37 +152,33 @@ impl Hidden {
         }
     }
 
-    /// Turns `sums`, the gradient of the results before weighting times `W2`, into gradients: of
-    /// what the activation saw, over `pre`; of the routing weights, added to `dweight_n`. Leaves
-    /// the weighted hidden layer in `hidden`.
+    /// Turns `sums[0]`, the gradient of the results before weighting times `W2`, into gradients: of what the
+    /// activation saw, over `pre` and over `sums` (the gate's, then the up map's; without a gate the first
+    /// only); of the routing weights, added to `dweight_n`. Leaves the weighted hidden layer in `hidden`.
     #[inline(always)]
-    pub(crate) fn back<K: Kernel>(&self, sums: &[f32], weight_n: &[f32], rows: &mut BackRows<'_>) {
-        let back = Back::<K> { hidden: self, sums, weight_n, rows, kernel: PhantomData };
-        self.activation.on_curve(back);
+    pub(crate) fn back<K: Kernel>(
+        &self,
+        kernel: K,
+        sums: [&mut [f32]; 2],
+        weight_n: &[f32],
+        rows: &mut BackRows<'_, K::Lane>,
+    ) {
+        self.activation.on_curve(Back { hidden: self, sums, weight_n, rows, kernel });
     }
 
-    /// Packs the gradients that [`Self::back`] left in `pre` as depth of the next product: the
-    /// gate's, then the up map's.
+    /// Packs the gradients that [`Self::back`] left in `sums` as depth of the next product.
     #[inline(always)]
     pub(crate) fn pack_gradients<K: Kernel>(
         &self,
         kernel: K,
-        pre: &[f32],
+        sums: [&[f32]; 2],
         to: &mut [K::Lane],
         depth: usize,
     ) {
-        let lane = self.first / K::Lane::DEPTH;
-        let up_lane = if self.activation.gated() { depth / 2 } else { 0 };
-        for (pre, to) in pre.chunks(K::MR * self.stride).zip(to.chunks_exact_mut(depth * K::MR)) {
-            let rows = |column: usize| {
-                pre.chunks_exact(self.stride).map(move |row| &row[column..][..self.columns])
-            };
-            let up = self.up_column + self.first;
-            left::along(kernel, to, up_lane + lane, rows(up));
-            if self.activation.gated() {
-                left::along(kernel, to, lane, rows(self.first));
-            }
+        if self.activation.gated() {
+            self.pack_from(kernel, sums[1], to, depth, depth / 2);
         }
+        self.pack_from(kernel, sums[0], to, depth, 0);
     }
 }
 
@@ -190,11 +205,11 @@ impl<K: Kernel> OnCurve for Activate<'_, K> {
 
 /// The rows of a block in a backward pass.
 #[derive(Debug)]
-pub(crate) struct BackRows<'a> {
+pub(crate) struct BackRows<'a, L> {
     /// What the activation saw; its gradient afterwards.
-    pub(crate) pre: &'a mut [f32],
+    pub(crate) pre: &'a mut [L],
     /// The weighted hidden layer, written.
-    pub(crate) hidden: &'a mut [f32],
+    pub(crate) hidden: &'a mut [L],
     /// From one of its rows to the next.
     pub(crate) hidden_stride: usize,
     /// Gradients of the routing weights.
@@ -202,78 +217,155 @@ pub(crate) struct BackRows<'a> {
 }
 
 /// The backward pass of the activation.
-struct Back<'a, 'b, K> {
+struct Back<'a, 'b, K: Kernel> {
     hidden: &'a Hidden,
-    sums: &'a [f32],
+    sums: [&'a mut [f32]; 2],
     weight_n: &'a [f32],
-    rows: &'a mut BackRows<'b>,
-    kernel: PhantomData<K>,
+    rows: &'a mut BackRows<'b, K::Lane>,
+    kernel: K,
 }
+
+/// Most columns of a panel.
+const MOST: usize = 32;
+
+/// A panel's columns of the rows that one row of lanes holds.
+type Rows = [[f32; MOST]; 2];
 
 impl<K: Kernel> OnCurve for Back<'_, '_, K> {
     #[inline(always)]
     fn run<C: Curve>(self) {
-        let Hidden { first, columns, stride, up_column, activation, .. } = *self.hidden;
-        let rows = self.rows.pre.chunks_exact_mut(stride);
-        let rows = rows.zip(self.rows.hidden.chunks_exact_mut(self.rows.hidden_stride));
-        let rows = rows.zip(self.sums.chunks_exact(K::NR));
-        for (row, ((pre, hidden), sums)) in rows.enumerate() {
-            let weight = self.weight_n[row];
-            let hidden = &mut hidden[first..][..columns];
-            let sums = &sums[..columns];
-            let dweight = if activation.gated() {
-                let (gate, up) = pre.split_at_mut(up_column);
-                let (gate, up) = (&mut gate[first..][..columns], &mut up[first..][..columns]);
-                back_gated::<C>(weight, sums, gate, up, hidden)
-            } else {
-                back_plain::<C>(weight, sums, &mut pre[first..][..columns], hidden)
-            };
-            self.rows.dweight_n[row] += dweight;
+        const { assert!(K::NR <= MOST && K::Lane::DEPTH <= 2) };
+        let Hidden { first, columns, stride, up_column, rows: count, .. } = *self.hidden;
+        let (kernel, depth) = (self.kernel, K::Lane::DEPTH);
+        let BackRows { pre, hidden, hidden_stride, dweight_n } = self.rows;
+        let [sums, more] = self.sums;
+        let sums = sums[..count * K::NR].chunks_mut(depth * K::NR);
+        let rows = pre.chunks_exact_mut(stride).zip(hidden.chunks_exact_mut(*hidden_stride));
+        let rows = rows.zip(sums.zip(more.chunks_mut(depth * K::NR)));
+        let of_rows = self.weight_n.chunks(depth).zip(dweight_n.chunks_mut(depth));
+        for (((pre, hidden), (sums, more)), (weight_n, dweight_n)) in rows.zip(of_rows) {
+            let (gate, up) = pre.split_at_mut(up_column);
+            let up = &mut up[first..][..columns];
+            let mut columns_of = Columns { up: split(up), ..Columns::default() };
+            let (second, gated) = (dweight_n.len() > 1, up_column > 0);
+            let gate = if gated { &mut gate[first..][..columns] } else { gate };
+            columns_of.gate = split(gate);
+            for (row, (weight, dweight)) in weight_n.iter().zip(dweight_n).enumerate() {
+                let dh_h = &mut sums[row * K::NR..][..K::NR];
+                *dweight += columns_of.back::<C, K>(row, *weight, dh_h, gated);
+                let Columns { gate, up, .. } = &columns_of;
+                dh_h.copy_from_slice(&if gated { gate } else { up }[row][..K::NR]);
+                if gated {
+                    more[row * K::NR..][..K::NR].copy_from_slice(&up[row][..K::NR]);
+                }
+            }
+            join(kernel, gate, &columns_of.gate, second);
+            join(kernel, up, &columns_of.up, second);
+            join(kernel, &mut hidden[first..][..columns], &columns_of.hidden, second);
         }
     }
 }
 
-/// Partial sums of a dot product, so that it becomes a vector's worth of independent ones.
+/// The values of lanes; zeros in columns that are not there.
+#[inline(always)]
+fn split<L: Lane>(from: &[L]) -> Rows {
+    let mut rows = Rows::default();
+    if let Some(from) = from.first_chunk::<MOST>() {
+        for i in 0..MOST {
+            [rows[0][i], rows[1][i]] = from[i].split();
+        }
+    } else {
+        for (i, lane) in from.iter().enumerate() {
+            [rows[0][i], rows[1][i]] = lane.split();
+        }
+    }
+    rows
+}
+
+#[inline(always)]
+fn join<K: Kernel>(kernel: K, to: &mut [K::Lane], rows: &Rows, second: bool) {
+    join_rows(kernel, to, &rows[0], second.then_some(&rows[1][..]));
+}
+
+/// Partial sums of a dot product, so that it becomes a vector's worth of independent ones; columns that are
+/// taken at a time.
 pub(crate) const PARTS: usize = 16;
 
-/// One row of `h = a(gate) up`: returns the gradient of its weight.
-#[inline(always)]
-fn back_gated<C: Curve>(
-    weight: f32,
-    dh_h: &[f32],
-    gate_h: &mut [f32],
-    up_h: &mut [f32],
-    hidden_h: &mut [f32],
-) -> f32 {
-    let mut part = [0.0; PARTS];
-    let parts = dh_h.chunks(PARTS).zip(gate_h.chunks_mut(PARTS));
-    let parts = parts.zip(up_h.chunks_mut(PARTS)).zip(hidden_h.chunks_mut(PARTS));
-    for (((dh, gate), up), hidden) in parts {
-        let columns = dh.iter().zip(gate).zip(up).zip(hidden).zip(&mut part);
-        for ((((&dh, gate), up), hidden), part) in columns {
-            let [value, slope] = C::both(*gate);
-            let h = value * *up;
-            *part += dh * h;
-            *gate = weight * dh * *up * slope;
-            *up = weight * dh * value;
-            *hidden = weight * h;
-        }
-    }
-    part.iter().sum()
+/// The same of kernels with narrower panels.
+const NARROW: usize = 8;
+
+/// A panel's columns of one row of lanes. Those that are not there are zeros and stay so.
+#[derive(Debug, Default)]
+struct Columns {
+    gate: Rows,
+    up: Rows,
+    hidden: Rows,
 }
 
-/// One row of `h = a(up)`: returns the gradient of its weight.
-#[inline(always)]
-fn back_plain<C: Curve>(weight: f32, dh_h: &[f32], up_h: &mut [f32], hidden_h: &mut [f32]) -> f32 {
-    let mut part = [0.0; PARTS];
-    let parts = dh_h.chunks(PARTS).zip(up_h.chunks_mut(PARTS)).zip(hidden_h.chunks_mut(PARTS));
-    for ((dh, up), hidden) in parts {
-        for (((&dh, up), hidden), part) in dh.iter().zip(up).zip(hidden).zip(&mut part) {
-            let [value, slope] = C::both(*up);
-            *part += dh * value;
-            *up = weight * dh * slope;
-            *hidden = weight * value;
+impl Columns {
+    /// `W` columns of one row of `h = a(gate) up`: adds to the parts of the gradient of its weight.
+    #[inline(always)]
+    fn back_gated<C: Curve, const W: usize>(
+        &mut self,
+        [row, first]: [usize; 2],
+        weight: f32,
+        dh_h: &[f32],
+        part: &mut [f32; PARTS],
+    ) {
+        let [gate, up, hidden] = [&mut self.gate, &mut self.up, &mut self.hidden]
+            .map(|rows| rows[row][first..].first_chunk_mut::<W>().expect("a panel's columns"));
+        let dh: &[f32; W] = dh_h[first..].first_chunk().expect("a panel's columns");
+        for i in 0..W {
+            let [value, slope] = C::both(gate[i]);
+            let h = value * up[i];
+            part[i] += dh[i] * h;
+            gate[i] = weight * dh[i] * up[i] * slope;
+            up[i] = weight * dh[i] * value;
+            hidden[i] = weight * h;
         }
     }
-    part.iter().sum()
+
+    /// The same of `h = a(up)`.
+    #[inline(always)]
+    fn back_plain<C: Curve, const W: usize>(
+        &mut self,
+        [row, first]: [usize; 2],
+        weight: f32,
+        dh_h: &[f32],
+        part: &mut [f32; PARTS],
+    ) {
+        let [up, hidden] = [&mut self.up, &mut self.hidden]
+            .map(|rows| rows[row][first..].first_chunk_mut::<W>().expect("a panel's columns"));
+        let dh: &[f32; W] = dh_h[first..].first_chunk().expect("a panel's columns");
+        for i in 0..W {
+            let [value, slope] = C::both(up[i]);
+            part[i] += dh[i] * value;
+            up[i] = weight * dh[i] * slope;
+            hidden[i] = weight * value;
+        }
+    }
+
+    /// One row of all columns: returns the gradient of its weight.
+    #[inline(always)]
+    fn back<C: Curve, K: Kernel>(
+        &mut self,
+        row: usize,
+        weight: f32,
+        dh_h: &[f32],
+        gated: bool,
+    ) -> f32 {
+        let mut part = [0.0; PARTS];
+        let mut first = 0;
+        while first < K::NR {
+            let at = [row, first];
+            match (gated, K::NR.is_multiple_of(PARTS)) {
+                (true, true) => self.back_gated::<C, PARTS>(at, weight, dh_h, &mut part),
+                (true, false) => self.back_gated::<C, NARROW>(at, weight, dh_h, &mut part),
+                (false, true) => self.back_plain::<C, PARTS>(at, weight, dh_h, &mut part),
+                (false, false) => self.back_plain::<C, NARROW>(at, weight, dh_h, &mut part),
+            }
+            first += if K::NR.is_multiple_of(PARTS) { PARTS } else { NARROW };
+        }
+        part.iter().sum()
+    }
 }

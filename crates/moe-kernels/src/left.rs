@@ -3,7 +3,7 @@
 //! Axis letters: `k` depth in lanes.
 
 use crate::arch::{Kernel, Lane, SIDE};
-use crate::pack::{stack, transpose};
+use crate::pack::transpose;
 
 /// Writes rows whose depth runs along them, from lane `first` of depth on. What is left of the step in
 /// which they end becomes zero, so whatever comes there is to be written later.
@@ -43,24 +43,24 @@ fn fill<L: Lane>(to: &mut [L], values: &[f32]) {
     }
 }
 
-/// Writes the first `count` columns of rows over which depth runs.
+/// Writes the first `count` columns of rows of lanes over which depth runs, `stride` apart, for kernels that
+/// want [`SIDE`] lanes of depth beside each other.
 #[inline(always)]
-pub(crate) fn across<'a, K: Kernel>(
+pub(crate) fn across<K: Kernel>(
     kernel: K,
     to: &mut [K::Lane],
     count: usize,
-    rows: impl Iterator<Item = &'a [f32]> + Clone,
+    rows: &[K::Lane],
+    stride: usize,
 ) {
-    if K::STEP == 1 {
-        return stack(to, K::MR, count, rows);
-    }
     const { assert!(K::STEP == 1 || K::STEP == SIDE) };
-    for (step, to) in to.chunks_exact_mut(K::MR * SIDE).enumerate() {
-        let rows = rows.clone().skip(step * SIDE * K::Lane::DEPTH).take(SIDE * K::Lane::DEPTH);
+    for (to, rows) in to.chunks_exact_mut(K::MR * SIDE).zip(rows.chunks(SIDE * stride)) {
         for (to, first) in to.chunks_exact_mut(SIDE * SIDE).zip((0..count).step_by(SIDE)) {
+            let columns = first..count.min(first + SIDE);
             let mut square = [[K::Lane::default(); SIDE]; SIDE];
-            let rows = rows.clone().map(|row| &row[first..]);
-            stack(square.as_flattened_mut(), SIDE, SIDE.min(count - first), rows);
+            for (to, row) in square.iter_mut().zip(rows.chunks(stride)) {
+                to[..columns.len()].copy_from_slice(&row[columns.clone()]);
+            }
             to.copy_from_slice(kernel.transposed(&square).as_flattened());
         }
     }

@@ -24,7 +24,7 @@ pub(crate) fn transpose<'a, K: Kernel>(
         for (to, values) in
             to.chunks_mut(SIDE).zip(rows.flat_map(|row| row.chunks(SIDE * K::Lane::DEPTH)))
         {
-            join(to, values);
+            join_some(to, values);
         }
         return;
     }
@@ -45,34 +45,54 @@ fn transpose_strip<'a, K: Kernel>(
     width: usize,
     rows: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
 ) {
-    let count = rows.len();
-    let length = rows.clone().next().map_or(0, <[f32]>::len);
-    let step = SIDE * K::Lane::DEPTH;
-    for start in (0..length).step_by(step) {
+    // Loops over numbers, here and below: iterators of iterators are not inlined.
+    let (mut of, mut count) = ([<&[f32]>::default(); SIDE], 0);
+    for row in rows.take(SIDE) {
+        of[count] = row;
+        count += 1;
+    }
+    let (length, step) = (of[0].len(), SIDE * K::Lane::DEPTH);
+    let mut start = 0;
+    while start < length {
         let columns = start..length.min(start + step);
         let mut square = [[K::Lane::default(); SIDE]; SIDE];
-        for (square, row) in square.iter_mut().zip(rows.clone()) {
-            join(square, &row[columns.clone()]);
-            kernel.prefetch(row.get(start + AHEAD..start + AHEAD + step).unwrap_or_default());
+        for i in 0..count {
+            square[i] = joined(kernel, &of[i][columns.clone()]);
+            kernel.prefetch(of[i].get(start + AHEAD..start + AHEAD + step).unwrap_or_default());
         }
         let square = kernel.transposed(&square);
         let lanes = columns.len().div_ceil(K::Lane::DEPTH);
         let to = &mut to[start / K::Lane::DEPTH * width..];
         put_rows::<K>(to, width, count, &square[..lanes]);
+        start += step;
     }
 }
 
-/// Joins consecutive values to lanes.
+/// Joins consecutive values to lanes; those that are missing are zeros.
 #[inline(always)]
-fn join<L: Lane>(to: &mut [L], values: &[f32]) {
-    if values.len() == SIDE * L::DEPTH {
-        for (to, values) in to.iter_mut().zip(values.chunks_exact(L::DEPTH)) {
-            *to = L::join(values[0], values[L::DEPTH - 1]);
+fn joined<K: Kernel>(kernel: K, values: &[f32]) -> [K::Lane; SIDE] {
+    if K::Lane::DEPTH == 2
+        && let Some(values) = values.first_chunk()
+    {
+        return kernel.joined_along(values);
+    }
+    let mut to = [K::Lane::default(); SIDE];
+    if K::Lane::DEPTH == 1
+        && let Some(values) = values.first_chunk::<SIDE>()
+    {
+        for i in 0..SIDE {
+            to[i] = K::Lane::join(values[i], 0.0);
         }
     } else {
-        for (to, values) in to.iter_mut().zip(values.chunks(L::DEPTH)) {
-            *to = L::join(values[0], values.get(1).copied().unwrap_or(0.0));
-        }
+        join_some(&mut to, values);
+    }
+    to
+}
+
+#[inline(always)]
+fn join_some<L: Lane>(to: &mut [L], values: &[f32]) {
+    for (to, values) in to.iter_mut().zip(values.chunks(L::DEPTH)) {
+        *to = L::join(values[0], values.get(1).copied().unwrap_or(0.0));
     }
 }
 
@@ -97,8 +117,9 @@ fn put_rows<K: Kernel>(to: &mut [K::Lane], width: usize, count: usize, rows: &[[
 /// Writes `to[k, i] = row_k[i]` for `i < count`: depth runs over the rows, two of which make a lane
 /// of pairs. Rows may be longer. Columns from `count` to `width` become zero.
 #[inline(always)]
-pub(crate) fn stack<'a, L: Lane>(
-    to: &mut [L],
+pub(crate) fn stack<'a, K: Kernel>(
+    kernel: K,
+    to: &mut [K::Lane],
     width: usize,
     count: usize,
     mut rows: impl Iterator<Item = &'a [f32]>,
@@ -108,50 +129,60 @@ pub(crate) fn stack<'a, L: Lane>(
     let mut rest = to;
     while rest.len() >= width {
         let Some(first) = rows.next() else { break };
-        let second = if L::DEPTH == 2 { rows.next() } else { Some(first) };
+        let second = if K::Lane::DEPTH == 2 { rows.next() } else { Some(first) };
         let spills = spills && rest.len() > width;
         match second {
-            Some(second) => stack_row(rest, count, spills, first, second),
-            None => {
-                for (to, &first) in rest.iter_mut().zip(&first[..count]) {
-                    *to = L::join(first, 0.0);
-                }
-            }
+            Some(second) => stack_row(kernel, rest, count, spills, first, second),
+            None => join_rows(kernel, &mut rest[..count], first, None),
         }
-        rest[count..width].fill(L::default());
+        rest[count..width].fill(K::Lane::default());
         rest = &mut rest[width..];
     }
 }
 
-/// Joins two rows of one length to a row of lanes; without the second, to zeros.
+/// Joins two rows to a row of lanes; without the second, to zeros.
 #[inline(always)]
-pub(crate) fn join_rows<L: Lane>(to: &mut [L], first: &[f32], second: Option<&[f32]>) {
+pub(crate) fn join_rows<K: Kernel>(
+    kernel: K,
+    to: &mut [K::Lane],
+    first: &[f32],
+    second: Option<&[f32]>,
+) {
     match second {
-        Some(second) => stack_row(to, first.len(), false, first, second),
-        None => to.iter_mut().zip(first).for_each(|(to, &first)| *to = L::join(first, 0.0)),
+        _ if K::Lane::DEPTH == 1 => stack_row(kernel, to, to.len(), false, first, first),
+        Some(second) => stack_row(kernel, to, to.len(), false, first, second),
+        None => {
+            for (to, &first) in to.iter_mut().zip(first) {
+                *to = K::Lane::join(first, 0.0);
+            }
+        }
     }
 }
 
 /// Joins two rows, a register at a time where that is possible.
 #[inline(always)]
-fn stack_row<L: Lane>(to: &mut [L], count: usize, spills: bool, first: &[f32], second: &[f32]) {
-    for start in (0..count).step_by(SIDE) {
+fn stack_row<K: Kernel>(
+    kernel: K,
+    to: &mut [K::Lane],
+    count: usize,
+    spills: bool,
+    first: &[f32],
+    second: &[f32],
+) {
+    let mut start = 0;
+    while start < count {
         let whole = spills || start + SIDE <= count;
         let (to, first, second) = (&mut to[start..], &first[start..], &second[start..]);
         let registers = (to.first_chunk_mut(), first.first_chunk(), second.first_chunk());
         if let (true, (Some(to), Some(first), Some(second))) = (whole, registers) {
-            let to: &mut [L; SIDE] = to;
-            let (first, second): (&[f32; SIDE], &[f32; SIDE]) = (first, second);
-            // A loop: `array::from_fn` is not inlined, so not compiled for these registers.
-            for i in 0..SIDE {
-                to[i] = L::join(first[i], second[i]);
-            }
+            *to = kernel.joined_across(first, second);
         } else {
             let count = SIDE.min(count - start);
             for ((to, &first), &second) in to[..count].iter_mut().zip(first).zip(second) {
-                *to = L::join(first, second);
+                *to = K::Lane::join(first, second);
             }
         }
+        start += SIDE;
     }
 }
 

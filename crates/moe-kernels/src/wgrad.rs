@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A task is some rows of one matrix. Sums over rows are cut at the same places whatever the number
-//! of threads.
+//! of threads. What the first part of the backward pass left is in lanes already, and the microkernel
+//! reads its first operand from there, `k` rows apart.
 //!
 //! Axis letters: `n` routed rows of an expert, `d` width, `h` hidden width, `k` depth in lanes.
 
@@ -17,10 +18,10 @@ use crate::backward::BackwardInput;
 use crate::gemm;
 use crate::hidden::{hidden_stride, pre_stride, up_column};
 use crate::left;
-use crate::pack::stack;
+use crate::pack::{join_rows, stack};
 use crate::shape::{Shape, WeightGrads};
 use crate::tasks;
-use crate::workspace::{Operands, Scratch};
+use crate::workspace::{LaneRows, Operands, Scratch};
 
 /// Most lanes of rows that are multiplied at a time: more than elsewhere, because each part reads
 /// and writes the whole gradient.
@@ -36,23 +37,30 @@ fn most_strips<K: Kernel>() -> usize {
     STRIPS.min(ROWS / K::MR)
 }
 
-/// Rows that are packed at a time for all strips: whole steps of every kernel, and few enough to stay in the
-/// first cache.
-const PACKED: usize = 32;
-
-/// Lanes that a task's first operand takes.
+/// Lanes that a task's first operand takes where it has to be packed.
 pub(crate) fn operand_lanes<K: Kernel>() -> usize {
-    most_strips::<K>() * K::MR * DEPTH
+    if K::STEP == 1 { 0 } else { most_strips::<K>() * K::MR * DEPTH }
+}
+
+/// Lanes of rows that are joined for a task.
+pub(crate) fn joined_lanes<K: Kernel>() -> usize {
+    joined_stride(most_strips::<K>() * K::MR) * DEPTH
+}
+
+/// From one of them to the next, with a cache line between.
+fn joined_stride(columns: usize) -> usize {
+    columns.next_multiple_of(16) + 16
 }
 
 /// What the first part of the backward pass leaves.
 #[derive(Clone, Copy)]
-pub(crate) struct Rows<'a> {
+pub(crate) struct Rows<'a, L> {
     pub(crate) input: BackwardInput<'a>,
     /// Gradients of what the activations saw.
-    pub(crate) pre_np: &'a [f32],
+    pub(crate) pre: &'a [L],
     /// The weighted hidden layer.
-    pub(crate) hidden_nh: &'a [f32],
+    pub(crate) hidden: &'a [L],
+    pub(crate) lane_rows: &'a LaneRows,
 }
 
 /// Which matrix.
@@ -77,7 +85,7 @@ struct Task<'a> {
 pub(crate) fn add<K: Kernel>(
     kernel: K,
     shape: &Shape,
-    rows: Rows<'_>,
+    rows: Rows<'_, K::Lane>,
     grads: &mut WeightGrads<'_>,
     workers: &mut [Scratch],
 ) {
@@ -117,14 +125,14 @@ fn cut<'a, K: Kernel>(
     places.zip(pieces).map(task).collect()
 }
 
-struct Context<'a, K> {
+struct Context<'a, K: Kernel> {
     kernel: K,
     shape: &'a Shape,
-    rows: Rows<'a>,
+    rows: Rows<'a, K::Lane>,
 }
 
 /// A task on a worker.
-struct Add<'a, K> {
+struct Add<'a, K: Kernel> {
     cx: &'a Context<'a, K>,
     task: Task<'a>,
     worker: &'a mut Scratch,
@@ -137,34 +145,41 @@ impl<K: Kernel> Job for Add<'_, K> {
     }
 }
 
+/// Some rows of an expert, and where their lanes lie among all.
+#[derive(Clone)]
+struct Part {
+    rows: Range<usize>,
+    lanes: Range<usize>,
+}
+
 impl<K: Kernel> Context<'_, K> {
     #[inline(always)]
     fn add(&self, mut task: Task<'_>, worker: &mut Scratch) {
-        let Operands { block, panel, .. } = K::Lane::operands(&mut worker.operands);
-        let rows = self.rows.input.plan.span(task.expert);
+        let Operands { block, second, panel } = K::Lane::operands(&mut worker.operands);
+        let (of_expert, lanes) = {
+            let Rows { input, lane_rows, .. } = &self.rows;
+            (input.plan.span(task.expert), lane_rows.span(task.expert))
+        };
         let width = self.width(task.which);
-        let lanes = rows.len().div_ceil(K::Lane::DEPTH);
-        for part in gemm::parts::<K>(lanes, DEPTH) {
-            let depth = part.len();
-            let row = |lane: usize| rows.end.min(rows.start + lane * K::Lane::DEPTH);
+        for part in gemm::parts::<K>(lanes.len(), DEPTH) {
+            let row = |lane: usize| of_expert.end.min(of_expert.start + lane * K::Lane::DEPTH);
             let rows = row(part.start)..row(part.end);
-            self.add_bias(&mut task, rows.clone());
-            self.pack_strips(&task, rows.clone(), depth, block);
-            let strips = (task.to.len() / width).div_ceil(K::MR);
+            let part = Part { rows, lanes: lanes.start + part.start..lanes.start + part.end };
+            let left = self.left(&task, &part, second);
+            self.add_bias(&mut task, &part, left);
+            let left = self.packed(&task, left, block);
+            let panel = &mut panel[..part.lanes.len() * K::NR];
             for first in (0..width).step_by(K::NR) {
                 let columns = |first: usize| first..width.min(first + K::NR);
-                let panel = &mut panel[..depth * K::NR];
-                let row = |row| &self.right(task.which, row)[first..];
-                stack(panel, K::NR, columns(first).len(), rows.clone().map(row));
-                let mut next = rows.clone().filter(|_| first + K::NR < width);
-                let ahead = || {
-                    let share = next.by_ref().take(rows.len().div_ceil(strips));
-                    for row in share {
-                        self.kernel.prefetch(&self.right(task.which, row)[columns(first + K::NR)]);
-                    }
-                };
+                self.right(task.which, &part, columns(first), panel);
+                let next = columns(first + K::NR);
+                let mut ahead = part.clone();
+                let strips = (task.to.len() / width).div_ceil(K::MR);
+                let share = part.lanes.len().div_ceil(strips);
                 let to = &mut *task.to;
-                self.add_columns(to, width, block, panel, columns(first), &mut worker.sums, ahead);
+                self.add_columns(to, width, left, panel, columns(first), &mut worker.sums, || {
+                    self.prefetch_right(task.which, &mut ahead, next.clone(), share);
+                });
             }
         }
     }
@@ -174,25 +189,94 @@ impl<K: Kernel> Context<'_, K> {
         if which == Which::Down { self.shape.hidden } else { self.shape.width }
     }
 
-    /// The row of the first operand, whose columns are the matrix's rows.
+    /// The rows of lanes whose columns are the task's rows of the matrix.
     #[inline(always)]
-    fn left(&self, which: Which, row: usize) -> &[f32] {
-        let pre = || &self.rows.pre_np[row * pre_stride::<K>(self.shape)..];
-        match which {
-            Which::Up => &pre()[up_column::<K>(self.shape)..][..self.shape.hidden],
-            Which::Gate => &pre()[..self.shape.hidden],
-            Which::Down => self.token(self.rows.input.dy_td, row),
+    fn left<'b>(
+        &'b self,
+        task: &Task<'_>,
+        part: &Part,
+        joined: &'b mut [K::Lane],
+    ) -> Left<'b, K::Lane> {
+        if task.which == Which::Down {
+            return self.join_gradients(task, part, joined);
         }
+        let stride = pre_stride::<K>(self.shape);
+        let column = if task.which == Which::Up { up_column::<K>(self.shape) } else { 0 };
+        let pre = &self.rows.pre[part.lanes.start * stride..part.lanes.end * stride];
+        Left { lanes: &pre[column + task.first..], stride }
     }
 
-    /// The row of the second operand.
+    /// The gradients of the outputs of a part's rows as rows of lanes.
     #[inline(always)]
-    fn right(&self, which: Which, row: usize) -> &[f32] {
-        match which {
-            Which::Up | Which::Gate => self.token(self.rows.input.x_td, row),
-            Which::Down => {
-                let start = row * hidden_stride::<K>(self.shape);
-                &self.rows.hidden_nh[start..][..self.shape.hidden]
+    fn join_gradients<'b>(
+        &self,
+        task: &Task<'_>,
+        part: &Part,
+        to: &'b mut [K::Lane],
+    ) -> Left<'b, K::Lane> {
+        let count = task.to.len() / self.width(task.which);
+        let stride = joined_stride(count);
+        let dy = |row| &self.token(self.rows.input.dy_td, row)[task.first..][..count];
+        for (to, row) in to.chunks_exact_mut(stride).zip(part.rows.clone().step_by(K::Lane::DEPTH))
+        {
+            let second = (row + 1 < part.rows.end).then(|| dy(row + 1));
+            join_rows(self.kernel, &mut to[..count], dy(row), second);
+        }
+        Left { lanes: &to[..part.lanes.len() * stride], stride }
+    }
+
+    /// The first operand as the kernel wants it: for most it is already.
+    #[inline(always)]
+    fn packed<'b>(
+        &self,
+        task: &Task<'_>,
+        left: Left<'b, K::Lane>,
+        to: &'b mut [K::Lane],
+    ) -> Left<'b, K::Lane> {
+        if K::STEP == 1 {
+            return left;
+        }
+        let count = task.to.len() / self.width(task.which);
+        let depth = left.lanes.len().div_ceil(left.stride);
+        let strip = gemm::whole_steps::<K>(depth) * K::MR;
+        for (to, first) in to.chunks_exact_mut(strip).zip((0..count).step_by(K::MR)) {
+            let columns = K::MR.min(count - first);
+            left::across(self.kernel, to, columns, &left.lanes[first..], left.stride);
+        }
+        Left { lanes: &to[..count.div_ceil(K::MR) * strip], stride: K::MR }
+    }
+
+    /// Columns of the second operand as a panel.
+    #[inline(always)]
+    fn right(&self, which: Which, part: &Part, columns: Range<usize>, panel: &mut [K::Lane]) {
+        if which == Which::Down {
+            let stride = hidden_stride::<K>(self.shape);
+            let rows = self.rows.hidden[part.lanes.start * stride..].chunks(stride);
+            for (to, row) in panel.chunks_exact_mut(K::NR).zip(rows) {
+                // Whole registers: rows are padded to whole panels.
+                to.copy_from_slice(&row[columns.start..][..K::NR]);
+            }
+            return;
+        }
+        let row = |row| &self.token(self.rows.input.x_td, row)[columns.start..];
+        stack(self.kernel, panel, K::NR, columns.len(), part.rows.clone().map(row));
+    }
+
+    /// Asks for `share` lanes of what [`Self::right`] will read next, and takes them from `ahead`.
+    #[inline(always)]
+    fn prefetch_right(&self, which: Which, ahead: &mut Part, columns: Range<usize>, share: usize) {
+        if columns.is_empty() {
+            return;
+        }
+        if which == Which::Down {
+            let stride = hidden_stride::<K>(self.shape);
+            for lane in ahead.lanes.by_ref().take(share) {
+                self.kernel.prefetch(&self.rows.hidden[lane * stride..][columns.clone()]);
+            }
+        } else {
+            for row in ahead.rows.by_ref().take(share * K::Lane::DEPTH) {
+                let x_d = self.token(self.rows.input.x_td, row);
+                self.kernel.prefetch(&x_d[columns.clone()]);
             }
         }
     }
@@ -204,33 +288,23 @@ impl<K: Kernel> Context<'_, K> {
     }
 
     #[inline(always)]
-    fn pack_strips(&self, task: &Task<'_>, rows: Range<usize>, depth: usize, to: &mut [K::Lane]) {
-        let end = task.first + task.to.len() / self.width(task.which);
-        let strip = gemm::whole_steps::<K>(depth) * K::MR;
-        // Some rows for all strips, not all rows for each strip: a row is read in one go.
-        for start in rows.clone().step_by(PACKED) {
-            let some = start..rows.end.min(start + PACKED);
-            let lanes = gemm::whole_steps::<K>(some.len().div_ceil(K::Lane::DEPTH)) * K::MR;
-            let before = (start - rows.start) / K::Lane::DEPTH * K::MR;
-            let strips = to.chunks_exact_mut(strip).zip((task.first..end).step_by(K::MR));
-            for (to, first) in strips {
-                let row = |row| &self.left(task.which, row)[first..];
-                let to = &mut to[before..][..lanes];
-                left::across(self.kernel, to, K::MR.min(end - first), some.clone().map(row));
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn add_bias(&self, task: &mut Task<'_>, rows: Range<usize>) {
+    fn add_bias(&self, task: &mut Task<'_>, part: &Part, left: Left<'_, K::Lane>) {
         let Some(bias) = task.bias.as_deref_mut() else { return };
-        let columns = task.first..task.first + bias.len();
-        for row in rows {
-            // The other gradients are of what the activation saw, weights included.
-            let down = task.which == Which::Down;
-            let weight = if down { self.rows.input.plan.weight_n()[row] } else { 1.0 };
-            let left = &self.left(task.which, row)[columns.clone()];
-            bias.iter_mut().zip(left).for_each(|(bias, left)| *bias += weight * left);
+        if task.which == Which::Down {
+            let columns = task.first..task.first + bias.len();
+            for row in part.rows.clone() {
+                // The other gradients are of what the activation saw, weights included.
+                let weight = self.rows.input.plan.weight_n()[row];
+                let dy = &self.token(self.rows.input.dy_td, row)[columns.clone()];
+                bias.iter_mut().zip(dy).for_each(|(bias, dy)| *bias += weight * dy);
+            }
+            return;
+        }
+        for lanes in left.lanes.chunks(left.stride) {
+            for (bias, lane) in bias.iter_mut().zip(lanes) {
+                let [first, second] = lane.split();
+                *bias += first + second;
+            }
         }
     }
 
@@ -241,19 +315,16 @@ impl<K: Kernel> Context<'_, K> {
         &self,
         to: &mut [f32],
         width: usize,
-        block: &[K::Lane],
+        left: Left<'_, K::Lane>,
         panel: &[K::Lane],
         columns: Range<usize>,
         sums: &mut [f32],
         mut ahead: impl FnMut(),
     ) {
-        let depth = gemm::whole_steps::<K>(panel.len() / K::NR);
-        let strips = block.chunks_exact(depth * K::MR);
-        for (number, strip) in strips.enumerate() {
-            let first = number * K::MR * width;
-            if first >= to.len() {
-                break;
-            }
+        let packed = gemm::whole_steps::<K>(panel.len() / K::NR) * K::MR;
+        for (number, first) in (0..to.len()).step_by(K::MR * width).enumerate() {
+            let strip = number * if K::STEP == 1 { K::MR } else { packed };
+            let strip = Left { lanes: &left.lanes[strip..], stride: left.stride };
             let (to, next) = to.split_at_mut(to.len().min(first + K::MR * width));
             let to = &mut to[first..];
             for row in next.chunks_exact(width).take(K::MR) {
@@ -261,7 +332,6 @@ impl<K: Kernel> Context<'_, K> {
             }
             ahead();
             let rows = to.len() / width;
-            let strip = Left { lanes: strip, stride: K::MR };
             if columns.len() == K::NR {
                 self.kernel.tile(rows, strip, panel, &mut to[columns.start..], width, true);
                 continue;

@@ -1,8 +1,11 @@
 //! Memory that kernels reuse from call to call.
 
+use std::ops::Range;
+
 use crate::KernelError;
 use crate::arch::{Isa, Lane, Pair};
 use crate::memory::Buffer;
+use crate::plan::Plan;
 use crate::shape::Shape;
 use crate::threads;
 
@@ -14,8 +17,8 @@ pub struct Workspace {
     pub(crate) workers: Vec<Scratch>,
     /// Results of all rows before they are combined, `[n, d]`.
     pub(crate) row_nd: Buffer<f32>,
-    /// The hidden layer, or its gradient, `[n, h]`.
-    pub(crate) hidden_nh: Buffer<f32>,
+    /// The weighted hidden layer, as [`Saved`].
+    pub(crate) hidden: AnyBuffer,
     /// What the activation saw, where it was not saved.
     pub(crate) pre: Saved,
     /// The rows of each token, or of each expert.
@@ -37,13 +40,14 @@ impl Workspace {
     }
 }
 
-/// What activations saw in a forward pass, kept for the backward pass: `[n, gate and up]`.
+/// What activations saw in a forward pass, kept for the backward pass in the type of the products: rows of
+/// lanes, each of one routed row or of a pair of an expert's rows ([`LaneRows`]).
 ///
 /// Of a gated expert a row holds the gate's and the up map's columns, else the up map's only. The
 /// backward pass overwrites it.
 #[derive(Debug, Default)]
 pub struct Saved {
-    pub(crate) values: Buffer<f32>,
+    pub(crate) lanes: AnyBuffer,
     /// Whose rows it holds, and how many.
     pub(crate) holds: Option<(Shape, Isa, usize)>,
 }
@@ -71,6 +75,41 @@ pub(crate) struct Need {
     pub(crate) panel: usize,
     /// Sums.
     pub(crate) sums: usize,
+    /// More of them.
+    pub(crate) more: usize,
+}
+
+/// A buffer of whatever lanes the last call had.
+#[derive(Debug, Default)]
+pub(crate) struct AnyBuffer {
+    pub(crate) single: Buffer<f32>,
+    pub(crate) paired: Buffer<Pair>,
+}
+
+/// Where each expert's rows of lanes begin: two routed rows of an expert make one of pairs, and an odd last
+/// one has zeros beside it.
+#[derive(Debug)]
+pub(crate) struct LaneRows(Vec<usize>);
+
+impl LaneRows {
+    pub(crate) fn of<L: Lane>(plan: &Plan<'_>) -> Self {
+        let mut end = 0;
+        let ends = (0..plan.experts()).map(|expert| {
+            end += plan.span(expert).len().div_ceil(L::DEPTH);
+            end
+        });
+        Self(std::iter::once(0).chain(ends).collect())
+    }
+
+    /// All of them.
+    pub(crate) fn count(&self) -> usize {
+        self.0[self.0.len() - 1]
+    }
+
+    /// An expert's.
+    pub(crate) fn span(&self, expert: usize) -> Range<usize> {
+        self.0[expert]..self.0[expert + 1]
+    }
 }
 
 /// Scratch of a worker.
@@ -78,6 +117,7 @@ pub(crate) struct Need {
 pub(crate) struct Scratch {
     pub(crate) operands: AnyOperands,
     pub(crate) sums: Buffer<f32>,
+    pub(crate) more: Buffer<f32>,
 }
 
 /// A worker's operands, of whatever lanes the last calls had.
@@ -101,6 +141,7 @@ impl Scratch {
         operands.block.at_least("a block of rows", need.block)?;
         operands.second.at_least("a block of the hidden layer", need.second)?;
         operands.panel.at_least("a panel of weights", need.panel)?;
+        self.more.at_least("a tile of gradients", need.more)?;
         self.sums.at_least("a tile of sums", need.sums).map(drop)
     }
 }

@@ -34,7 +34,7 @@ impl Avx512 {
 
 x86_kernel!(
     Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma", f32, _mm512_setzero_ps, step, put,
-    1 2 3 4 5 6 7 8 9 10 11 12 13 14; transpose
+    1 2 3 4 5 6 7 8 9 10 11 12 13 14, transpose: transpose
 );
 
 /// A rank-1 update.

@@ -1,13 +1,15 @@
 //! The `bf16` microkernels for AVX-512: 14 rows of two registers of pairs.
 //!
 //! `vdpbf16ps` multiplies both values of a pair and adds both products to an `f32` sum. Machines
-//! with AVX-512 and without it widen the pairs in registers.
+//! with AVX-512 and without it widen the pairs in registers. `vcvtne2ps2bf16` rounds as [`Pair`]'s `join` does,
+//! but takes numbers below the normal ones for zeros.
 
 #![expect(unsafe_code, reason = "intrinsics that read and write through pointers")]
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm512_and_si512, _mm512_castsi512_ps, _mm512_dpbf16_ps,
-    _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_slli_epi32,
+    __m512, __m512bh, __m512i, _mm512_and_si512, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh,
+    _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_slli_epi32,
 };
 use std::mem::transmute;
 
@@ -42,11 +44,12 @@ impl From<Avx512> for Widened {
 
 x86_kernel!(
     Avx512Bf16, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma", Pair, _mm512_setzero_ps,
-    step, put, 1 2 3 4 5 6 7 8 9 10 11 12 13 14; transpose
+    step, put, 1 2 3 4 5 6 7 8 9 10 11 12 13 14, transpose: transpose,
+    join: [joined_along, joined_across]
 );
 x86_kernel!(
     Widened, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma", Pair, _mm512_setzero_ps,
-    step_widened, put, 1 2 3 4 5 6 7 8 9 10 11 12 13 14; transpose
+    step_widened, put, 1 2 3 4 5 6 7 8 9 10 11 12 13 14, transpose: transpose
 );
 
 /// A rank-2 update.
@@ -85,6 +88,55 @@ unsafe fn step_widened<const M: usize>(sum: &mut [[__m512; 2]; M], a: *const Pai
             sum[1] = _mm512_fmadd_ps(a, b[1][depth], sum[1]);
         }
     }
+}
+
+/// Consecutive values as pairs.
+///
+/// # Safety
+///
+/// AVX-512 BF16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn joined_along(values: &[f32; 2 * VECTOR]) -> [Pair; VECTOR] {
+    // SAFETY: 32 values.
+    let [low, high] = [0, VECTOR].map(|at| unsafe { _mm512_loadu_ps(values.as_ptr().add(at)) });
+    as_pairs(_mm512_cvtne2ps_pbh(high, low))
+}
+
+/// The values of two rows as pairs.
+///
+/// # Safety
+///
+/// AVX-512 BW and BF16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn joined_across(first: &[f32; VECTOR], second: &[f32; VECTOR]) -> [Pair; VECTOR] {
+    /// The first row's values lie in the lower half, the second's in the upper.
+    const ALTERNATELY: [u32; VECTOR] = {
+        let mut pairs = [0; VECTOR];
+        let mut i = 0;
+        while i < VECTOR {
+            pairs[i] = i as u32 | ((i + VECTOR) as u32) << 16;
+            i += 1;
+        }
+        pairs
+    };
+    // SAFETY: 16 values each.
+    let [low, high] = [first, second].map(|row| unsafe { _mm512_loadu_ps(row.as_ptr()) });
+    let rows = as_pairs(_mm512_cvtne2ps_pbh(high, low));
+    // SAFETY: 16 pairs each.
+    let joined =
+        unsafe { _mm512_permutexvar_epi16(pairs(ALTERNATELY.as_ptr()), pairs(rows.as_ptr())) };
+    // SAFETY: both are 64 bytes in which every bit pattern is a value.
+    unsafe { transmute::<__m512i, [Pair; VECTOR]>(joined) }
+}
+
+/// The same bits as whole numbers.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn as_pairs(values: __m512bh) -> [Pair; VECTOR] {
+    // SAFETY: both are 64 bytes in which every bit pattern is a value.
+    unsafe { transmute::<__m512bh, [Pair; VECTOR]>(values) }
 }
 
 /// A register of pairs.

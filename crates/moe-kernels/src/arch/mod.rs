@@ -13,7 +13,8 @@
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_kernel {
     ($name:ty, $features:literal, $lane:ty, $zero:ident, $step:ident, $put:ident,
-     $($rows:literal)* $(; $transpose:path)?) => {
+     $($rows:literal)*
+     $(, transpose: $transpose:path)? $(, join: [$along:path, $across:path])?) => {
         impl $crate::arch::Kernel for $name {
             type Lane = $lane;
             const MR: usize = MR;
@@ -79,6 +80,24 @@ macro_rules! x86_kernel {
                 }
             )?
 
+            $(
+                #[inline(always)]
+                fn joined_along(self, values: &[f32; 2 * $crate::arch::SIDE]) -> [$lane; $crate::arch::SIDE] {
+                    // SAFETY: `self` proves the features.
+                    unsafe { $along(values) }
+                }
+
+                #[inline(always)]
+                fn joined_across(
+                    self,
+                    first: &[f32; $crate::arch::SIDE],
+                    second: &[f32; $crate::arch::SIDE],
+                ) -> [$lane; $crate::arch::SIDE] {
+                    // SAFETY: `self` proves the features.
+                    unsafe { $across(first, second) }
+                }
+            )?
+
             fn vectorized<J: $crate::arch::Job>(self, job: J) {
                 #[target_feature(enable = $features)]
                 fn inner<J: $crate::arch::Job>(job: J) {
@@ -90,12 +109,15 @@ macro_rules! x86_kernel {
 
             #[inline(always)]
             fn prefetch<T>(self, values: &[T]) {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
                 let start = values.as_ptr().cast::<i8>();
-                for line in (0..size_of_val(values)).step_by(64) {
-                    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                // Not `step_by`: it is a call for each line, where lines are few.
+                let mut line = 0;
+                while line < size_of_val(values) {
                     // SAFETY: the address lies in `values`, and a prefetch has no effect that a
                     // program can see.
                     unsafe { _mm_prefetch::<_MM_HINT_T0>(start.add(line)) };
+                    line += 64;
                 }
             }
         }
@@ -115,9 +137,10 @@ mod avx512_bf16;
 
 use std::fmt;
 
+use crate::memory::Buffer;
 use crate::pack::{Matrices, Panels};
 use crate::shape::Dtype;
-use crate::workspace::{AnyOperands, Operands};
+use crate::workspace::{AnyBuffer, AnyOperands, Operands};
 
 /// What one step of depth holds for one row or column.
 pub(crate) trait Lane: Copy + Default + Send + Sync + fmt::Debug + 'static {
@@ -131,6 +154,9 @@ pub(crate) trait Lane: Copy + Default + Send + Sync + fmt::Debug + 'static {
 
     /// The values.
     fn split(self) -> [f32; 2];
+
+    /// The buffer that holds such lanes.
+    fn buffer(buffer: &mut AnyBuffer) -> &mut Buffer<Self>;
 
     /// The buffers of a worker that hold such lanes.
     fn operands(operands: &mut AnyOperands) -> &mut Operands<Self>;
@@ -157,6 +183,10 @@ impl Lane for f32 {
     #[inline(always)]
     fn split(self) -> [f32; 2] {
         [self, 0.0]
+    }
+
+    fn buffer(buffer: &mut AnyBuffer) -> &mut Buffer<Self> {
+        &mut buffer.single
     }
 
     fn operands(operands: &mut AnyOperands) -> &mut Operands<Self> {
@@ -190,6 +220,10 @@ impl Lane for Pair {
     #[inline(always)]
     fn split(self) -> [f32; 2] {
         [f32::from_bits(self << 16), f32::from_bits(self & 0xffff_0000)]
+    }
+
+    fn buffer(buffer: &mut AnyBuffer) -> &mut Buffer<Self> {
+        &mut buffer.paired
     }
 
     fn operands(operands: &mut AnyOperands) -> &mut Operands<Self> {
@@ -280,6 +314,29 @@ pub(crate) trait Kernel: Copy + Send + Sync {
             for (to, &lane) in to.iter_mut().zip(row) {
                 to[i] = lane;
             }
+        }
+        to
+    }
+
+    /// Consecutive values, of which a lane takes one or two; the first half of them is enough for lanes of
+    /// one.
+    #[inline(always)]
+    fn joined_along(self, values: &[f32; 2 * SIDE]) -> [Self::Lane; SIDE] {
+        let mut to = [Self::Lane::default(); SIDE];
+        for i in 0..SIDE {
+            let at = i * Self::Lane::DEPTH;
+            to[i] = Self::Lane::join(values[at], values[at + Self::Lane::DEPTH - 1]);
+        }
+        to
+    }
+
+    /// Lanes of a value of each row; those of one value take the first row's.
+    #[inline(always)]
+    fn joined_across(self, first: &[f32; SIDE], second: &[f32; SIDE]) -> [Self::Lane; SIDE] {
+        let mut to = [Self::Lane::default(); SIDE];
+        // A loop: `array::from_fn` is not inlined, so not compiled for these registers.
+        for i in 0..SIDE {
+            to[i] = Self::Lane::join(first[i], second[i]);
         }
         to
     }

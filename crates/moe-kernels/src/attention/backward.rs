@@ -207,16 +207,16 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
         } = &mut *self.scratch;
         widen(heads, place, [0, PARTS], input.qkv, rows_tc);
         tiles(kernel, heads, rows_tc, queries);
-        across::<K>(heads, rows_tc, queries_across);
+        across(kernel, heads, rows_tc, queries_across);
         widen(heads, place, [1, PARTS], input.qkv, rows_tc);
         along(kernel, heads, rows_tc, &mut keys.along);
-        across::<K>(heads, rows_tc, &mut keys.across);
+        across(kernel, heads, rows_tc, &mut keys.across);
         widen(heads, place, [2, PARTS], input.qkv, rows_tc);
         along(kernel, heads, rows_tc, values);
         widen(heads, place, [0, 1], input.y, y_tc);
         widen(heads, place, [0, 1], input.dy, rows_tc);
         tiles(kernel, heads, rows_tc, dy);
-        across::<K>(heads, rows_tc, dy_across);
+        across(kernel, heads, rows_tc, dy_across);
         let rows = rows_tc.chunks_exact(heads.width).zip(y_tc.chunks_exact(heads.width));
         for (mean, (dy_c, y_c)) in mean_t.iter_mut().zip(rows) {
             *mean = dot(dy_c, y_c);
@@ -270,7 +270,7 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
             let rows = block.chunks_exact_mut(stride).skip(before);
             for (to, i) in rows.zip((0..queries.len()).step_by(K::Lane::DEPTH)) {
                 let other = (i + 1 < queries.len()).then(|| row(i + 1));
-                join_rows(&mut to[..columns], row(i), other);
+                join_rows(self.kernel, &mut to[..columns], row(i), other);
             }
         }
     }

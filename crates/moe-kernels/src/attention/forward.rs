@@ -112,7 +112,7 @@ impl<S: Score, K: Kernel> Job for Head<'_, S, K> {
         widen(heads, place, [1, PARTS], qkv, &mut scratch.rows_tc);
         tiles(kernel, heads, &scratch.rows_tc, &mut scratch.keys);
         widen(heads, place, [2, PARTS], qkv, &mut scratch.rows_tc);
-        across::<K>(heads, &scratch.rows_tc, &mut scratch.values);
+        across(kernel, heads, &scratch.rows_tc, &mut scratch.values);
         for first in (0..heads.tokens).step_by(K::NR) {
             let queries = first..heads.tokens.min(first + K::NR);
             let keys = heads.seen(queries.end);

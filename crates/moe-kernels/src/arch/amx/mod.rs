@@ -117,6 +117,16 @@ impl Kernel for Amx {
         self.0.transposed(square)
     }
 
+    #[inline(always)]
+    fn joined_along(self, values: &[f32; 2 * TILE]) -> [Pair; TILE] {
+        self.0.joined_along(values)
+    }
+
+    #[inline(always)]
+    fn joined_across(self, first: &[f32; TILE], second: &[f32; TILE]) -> [Pair; TILE] {
+        self.0.joined_across(first, second)
+    }
+
     fn vectorized<J: Job>(self, job: J) {
         let _until_done = Configured::new(self);
         self.0.vectorized(job);
