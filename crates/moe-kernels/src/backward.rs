@@ -241,6 +241,11 @@ struct Kept<'a, K: Kernel> {
 
 impl<K: Kernel> OnPanel<K> for Kept<'_, K> {
     #[inline(always)]
+    fn before(&self, hidden: &Hidden, tile: usize) {
+        hidden.prefetch(self.kernel, tile, self.pre);
+    }
+
+    #[inline(always)]
     fn run(&mut self, hidden: Hidden, sums: &mut [f32]) {
         hidden.keep(self.kernel, sums, self.pre);
     }
@@ -290,7 +295,7 @@ impl<K: Kernel> Rows<'_, K> {
                 let start = piece.part.start == 0;
                 product.multiply(piece, next, Sums { to: sums, stride: K::NR }, |tile| {
                     if start {
-                        hidden.prefetch(kernel, tile, &task.rows);
+                        hidden.prefetch_back(kernel, tile, &task.rows);
                     }
                 });
             }

@@ -214,6 +214,9 @@ impl<K: Kernel> Job for Block<'_, K> {
 
 /// What is done with the sums of each panel of the first product.
 pub(crate) trait OnPanel<K> {
+    /// Asks for what [`Self::run`] will write of a tile's rows; to be marked likewise.
+    fn before(&self, hidden: &Hidden, tile: usize);
+
     /// Does it; to be marked `#[inline(always)]`.
     fn run(&mut self, hidden: Hidden, sums: &mut [f32]);
 }
@@ -227,6 +230,13 @@ struct Activated<'a, K: Kernel> {
 }
 
 impl<K: Kernel> OnPanel<K> for Activated<'_, K> {
+    #[inline(always)]
+    fn before(&self, hidden: &Hidden, tile: usize) {
+        if let Some(pre) = &self.pre {
+            hidden.prefetch(self.kernel, tile, pre);
+        }
+    }
+
     #[inline(always)]
     fn run(&mut self, hidden: Hidden, sums: &mut [f32]) {
         if let Some(pre) = &mut self.pre {
@@ -282,8 +292,10 @@ impl<'a, K: Kernel> Context<'a, K> {
         let down = &expert.down[..self.sizes.down_depth * K::NR];
         let ahead = panels.clone().skip(1).chain([down]);
         for (number, (panel, ahead)) in panels.zip(ahead).enumerate() {
-            gemm::product(self.kernel, block, panel, ahead, sums);
             let hidden = Hidden::of::<K>(self.packed.shape(), number, block.rows);
+            gemm::product(self.kernel, block, panel, ahead, sums, |tile| {
+                each.before(&hidden, tile);
+            });
             hidden.add_bias::<K>(expert.b1_h, sums);
             each.run(hidden, sums);
         }

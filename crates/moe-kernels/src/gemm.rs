@@ -45,7 +45,7 @@ pub(crate) fn parts<K: Kernel>(
 }
 
 /// `sums[n, NR] = operand x panel` for a whole panel `[k, NR]`, while the lines of `ahead` are
-/// fetched.
+/// fetched. `before_each` runs before each tile of the first part of the depth, with its number.
 #[inline(always)]
 pub(crate) fn product<K: Kernel>(
     kernel: K,
@@ -53,13 +53,18 @@ pub(crate) fn product<K: Kernel>(
     panel: &[K::Lane],
     ahead: &[K::Lane],
     sums: &mut [f32],
+    mut before_each: impl FnMut(usize),
 ) {
     let calls = operand.rows.div_ceil(K::MR) * operand.depth.div_ceil(DEPTH);
     let mut ahead = ahead.chunks(ahead.len().div_ceil(calls).max(1));
     for part in parts::<K>(operand.depth, DEPTH) {
         let lanes = &panel[part.start * K::NR..part.end * K::NR];
-        partial(kernel, operand, part, lanes, Sums { to: sums, stride: K::NR }, |_| {
+        let start = part.start == 0;
+        partial(kernel, operand, part, lanes, Sums { to: sums, stride: K::NR }, |tile| {
             kernel.prefetch(ahead.next().unwrap_or_default());
+            if start {
+                before_each(tile);
+            }
         });
     }
 }

@@ -3,6 +3,7 @@
 //! Axis letters: `n` rows of a block, `h` hidden width.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use crate::activation::{Curve, OnCurve};
 use crate::arch::{Kernel, Lane};
@@ -138,16 +139,34 @@ impl Hidden {
         }
     }
 
-    /// Asks for what [`Self::back`] will read and write in the rows of a tile.
-    #[inline(always)]
-    pub(crate) fn prefetch<K: Kernel>(&self, kernel: K, tile: usize, rows: &BackRows<'_, K::Lane>) {
+    /// The rows of lanes of a tile.
+    fn lane_rows<K: Kernel>(&self, tile: usize) -> Range<usize> {
         let end = self.rows.min((tile + 1) * K::MR).div_ceil(K::Lane::DEPTH);
-        for row in tile * K::MR / K::Lane::DEPTH..end {
-            let pre = &rows.pre[row * self.stride + self.first..];
+        tile * K::MR / K::Lane::DEPTH..end
+    }
+
+    /// Asks for what [`Self::keep`] will write in the rows of a tile: the lines lie a row apart.
+    #[inline(always)]
+    pub(crate) fn prefetch<K: Kernel>(&self, kernel: K, tile: usize, pre: &[K::Lane]) {
+        for row in self.lane_rows::<K>(tile) {
+            let pre = &pre[row * self.stride + self.first..];
             kernel.prefetch(&pre[..self.columns]);
             if self.activation.gated() {
                 kernel.prefetch(&pre[self.up_column..][..self.columns]);
             }
+        }
+    }
+
+    /// Asks for what [`Self::back`] will read and write in the rows of a tile.
+    #[inline(always)]
+    pub(crate) fn prefetch_back<K: Kernel>(
+        &self,
+        kernel: K,
+        tile: usize,
+        rows: &BackRows<'_, K::Lane>,
+    ) {
+        self.prefetch(kernel, tile, rows.pre);
+        for row in self.lane_rows::<K>(tile) {
             kernel.prefetch(&rows.hidden[row * rows.hidden_stride + self.first..][..self.columns]);
         }
     }

@@ -71,22 +71,17 @@ fn transpose_strip<'a, K: Kernel>(
 /// Joins consecutive values to lanes; those that are missing are zeros.
 #[inline(always)]
 fn joined<K: Kernel>(kernel: K, values: &[f32]) -> [K::Lane; SIDE] {
-    if K::Lane::DEPTH == 2
-        && let Some(values) = values.first_chunk()
-    {
+    if let Some(values) = values.first_chunk() {
         return kernel.joined_along(values);
     }
-    let mut to = [K::Lane::default(); SIDE];
-    if K::Lane::DEPTH == 1
-        && let Some(values) = values.first_chunk::<SIDE>()
-    {
-        for i in 0..SIDE {
-            to[i] = K::Lane::join(values[i], 0.0);
-        }
+    let mut padded = [0.0; 2 * SIDE];
+    // A gated layer's panel has half as many columns.
+    if values.len() == SIDE {
+        padded[..SIDE].copy_from_slice(values);
     } else {
-        join_some(&mut to, values);
+        padded[..values.len()].copy_from_slice(values);
     }
-    to
+    kernel.joined_along(&padded)
 }
 
 #[inline(always)]
