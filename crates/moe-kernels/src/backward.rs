@@ -153,7 +153,7 @@ fn need<K: Kernel>(shape: &Shape) -> Need {
     Need {
         block: forward.block.max(wgrad::operand_lanes::<K>()),
         second: gemm::block_lanes::<K>(rows, depth).max(wgrad::joined_lanes::<K>()),
-        panel: gemm::DEPTH.max(wgrad::DEPTH) * K::NR,
+        panel: (gemm::DEPTH * K::NR).max(wgrad::panels_lanes::<K>()),
         sums: forward.sums,
         more: forward::most_rows(Panelled::of::<K>(shape).up_depth) * K::NR,
     }

@@ -385,6 +385,14 @@ impl Columns {
             }
             first += if K::NR.is_multiple_of(PARTS) { PARTS } else { NARROW };
         }
-        part.iter().sum()
+        let mut half = PARTS / 2;
+        while half > 0 {
+            // By halves: one after the other, each sum would wait for the one before.
+            for i in 0..half {
+                part[i] += part[i + half];
+            }
+            half /= 2;
+        }
+        part[0]
     }
 }

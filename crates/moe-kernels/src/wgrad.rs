@@ -18,7 +18,7 @@ use crate::backward::BackwardInput;
 use crate::gemm;
 use crate::hidden::{hidden_stride, pre_stride, up_column};
 use crate::left;
-use crate::pack::{join_rows, stack};
+use crate::pack::join_rows;
 use crate::shape::{Shape, WeightGrads};
 use crate::tasks;
 use crate::workspace::{LaneRows, Operands, Scratch};
@@ -32,14 +32,22 @@ pub(crate) const DEPTH: usize = 320;
 const STRIPS: usize = 40;
 const ROWS: usize = 560;
 
+/// Panels of the second operand that are packed at a time.
+const GROUP: usize = 8;
+
+/// Lanes of them.
+pub(crate) fn panels_lanes<K: Kernel>() -> usize {
+    GROUP * K::NR * DEPTH
+}
+
 /// Most strips of a kernel in a task.
 fn most_strips<K: Kernel>() -> usize {
     STRIPS.min(ROWS / K::MR)
 }
 
-/// Lanes that a task's first operand takes where it has to be packed.
+/// Lanes that a task's first operands take where they have to be packed.
 pub(crate) fn operand_lanes<K: Kernel>() -> usize {
-    if K::STEP == 1 { 0 } else { most_strips::<K>() * K::MR * DEPTH }
+    if K::STEP == 1 { 0 } else { 2 * most_strips::<K>() * K::MR * DEPTH }
 }
 
 /// Lanes of rows that are joined for a task.
@@ -72,13 +80,18 @@ enum Which {
 }
 
 /// Some rows of an expert's matrix.
-struct Task<'a> {
+struct Piece<'a> {
     which: Which,
     expert: usize,
     /// The first row of the matrix.
     first: usize,
     to: &'a mut [f32],
     bias: Option<&'a mut [f32]>,
+}
+
+/// Pieces that share their second operand: those of the gate and of the up map.
+struct Task<'a> {
+    pieces: Vec<Piece<'a>>,
 }
 
 /// Adds the gradients of all experts' weights.
@@ -89,27 +102,32 @@ pub(crate) fn add<K: Kernel>(
     grads: &mut WeightGrads<'_>,
     workers: &mut [Scratch],
 ) {
-    let mut tasks = Vec::new();
     let (d, h) = (shape.width, shape.hidden);
-    tasks.extend(cut::<K>(Which::Up, [h, d], grads.w1_ehd, grads.b1_eh.as_deref_mut()));
-    if let Some(gate_ehd) = grads.gate_ehd.as_deref_mut() {
-        tasks.extend(cut::<K>(Which::Gate, [h, d], gate_ehd, None));
-    }
-    tasks.extend(cut::<K>(Which::Down, [d, h], grads.w2_edh, grads.b2_ed.as_deref_mut()));
-    let work = |task: &Task<'_>| rows.input.plan.span(task.expert).len() * task.to.len();
+    let ups = cut::<K>(Which::Up, [h, d], grads.w1_ehd, grads.b1_eh.as_deref_mut());
+    let gates = grads.gate_ehd.as_deref_mut();
+    let mut gates = gates.map(|gate_ehd| cut::<K>(Which::Gate, [h, d], gate_ehd, None));
+    let mut gates = gates.iter_mut().flat_map(|gates| gates.drain(..));
+    let downs = cut::<K>(Which::Down, [d, h], grads.w2_edh, grads.b2_ed.as_deref_mut());
+    let mut tasks: Vec<_> = ups
+        .into_iter()
+        .map(|up| Task { pieces: [Some(up), gates.next()].into_iter().flatten().collect() })
+        .collect();
+    tasks.extend(downs.into_iter().map(|down| Task { pieces: vec![down] }));
+    let piece = |piece: &Piece<'_>| rows.input.plan.span(piece.expert).len() * piece.to.len();
+    let work = |task: &Task<'_>| task.pieces.iter().map(piece).sum::<usize>();
     tasks.retain(|task| work(task) > 0);
     tasks.sort_by_key(|task| std::cmp::Reverse(work(task)));
     let cx = Context { kernel, shape, rows };
     tasks::run(tasks, workers, |task, worker| kernel.vectorized(Add { cx: &cx, task, worker }));
 }
 
-/// Cuts the matrices `[e, height, width]` into tasks of whole strips.
+/// Cuts the matrices `[e, height, width]` into pieces of whole strips.
 fn cut<'a, K: Kernel>(
     which: Which,
     [height, width]: [usize; 2],
     to: &'a mut [f32],
     bias: Option<&'a mut [f32]>,
-) -> Vec<Task<'a>> {
+) -> Vec<Piece<'a>> {
     let strips = height.div_ceil(K::MR);
     let rows = strips.div_ceil(strips.div_ceil(most_strips::<K>())) * K::MR;
     let experts = to.len() / (height * width);
@@ -118,11 +136,11 @@ fn cut<'a, K: Kernel>(
     let lengths = places.clone().map(|(_, first)| rows.min(height - first));
     let mut biases = bias.map(|bias| tasks::pieces(bias, lengths.clone()).into_iter());
     let pieces = tasks::pieces(to, lengths.map(|rows| rows * width));
-    let task = |((expert, first), to)| {
+    let piece = |((expert, first), to)| {
         let bias = biases.as_mut().and_then(Iterator::next);
-        Task { which, expert, first, to, bias }
+        Piece { which, expert, first, to, bias }
     };
-    places.zip(pieces).map(task).collect()
+    places.zip(pieces).map(piece).collect()
 }
 
 struct Context<'a, K: Kernel> {
@@ -146,7 +164,6 @@ impl<K: Kernel> Job for Add<'_, K> {
 }
 
 /// Some rows of an expert, and where their lanes lie among all.
-#[derive(Clone)]
 struct Part {
     rows: Range<usize>,
     lanes: Range<usize>,
@@ -156,32 +173,40 @@ impl<K: Kernel> Context<'_, K> {
     #[inline(always)]
     fn add(&self, mut task: Task<'_>, worker: &mut Scratch) {
         let Operands { block, second, panel } = K::Lane::operands(&mut worker.operands);
-        let (of_expert, lanes) = {
-            let Rows { input, lane_rows, .. } = &self.rows;
-            (input.plan.span(task.expert), lane_rows.span(task.expert))
-        };
-        let width = self.width(task.which);
+        let Piece { which, expert, .. } = task.pieces[0];
+        let lanes = self.rows.lane_rows.span(expert);
         for part in gemm::parts::<K>(lanes.len(), DEPTH) {
-            let row = |lane: usize| of_expert.end.min(of_expert.start + lane * K::Lane::DEPTH);
-            let rows = row(part.start)..row(part.end);
-            let part = Part { rows, lanes: lanes.start + part.start..lanes.start + part.end };
-            let left = self.left(&task, &part, second);
-            self.add_bias(&mut task, &part, left);
-            let left = self.packed(&task, left, block);
-            let panel = &mut panel[..part.lanes.len() * K::NR];
-            for first in (0..width).step_by(K::NR) {
-                let columns = |first: usize| first..width.min(first + K::NR);
-                self.right(task.which, &part, columns(first), panel);
-                let next = columns(first + K::NR);
-                let mut ahead = part.clone();
-                let strips = (task.to.len() / width).div_ceil(K::MR);
-                let share = part.lanes.len().div_ceil(strips);
-                let to = &mut *task.to;
-                self.add_columns(to, width, left, panel, columns(first), &mut worker.sums, || {
-                    self.prefetch_right(task.which, &mut ahead, next.clone(), share);
-                });
+            let part = self.part(expert, part);
+            let depth = part.lanes.len();
+            let mut lefts = [Left { lanes: &[], stride: 0 }; 2];
+            let (mut block, mut second) = (&mut block[..], &mut second[..]);
+            for (piece, to) in task.pieces.iter_mut().zip(&mut lefts) {
+                let (left, rest) = self.left(piece, &part, second);
+                self.add_bias(piece, &part, left);
+                second = rest;
+                (*to, block) = self.packed(piece, left, block);
+            }
+            let width = self.width(which);
+            for first in (0..width).step_by(GROUP * K::NR) {
+                let columns = first..width.min(first + GROUP * K::NR);
+                self.right(which, &part, columns.clone(), panel);
+                for (piece, left) in task.pieces.iter_mut().zip(lefts) {
+                    let panels = panel.chunks_exact(depth * K::NR);
+                    for (panel, first) in panels.zip(columns.clone().step_by(K::NR)) {
+                        let columns = first..width.min(first + K::NR);
+                        self.add_columns(piece.to, width, left, panel, columns, &mut worker.sums);
+                    }
+                }
             }
         }
+    }
+
+    /// Some lanes of an expert.
+    fn part(&self, expert: usize, part: Range<usize>) -> Part {
+        let of_expert = self.rows.input.plan.span(expert);
+        let row = |lane: usize| of_expert.end.min(of_expert.start + lane * K::Lane::DEPTH);
+        let first = self.rows.lane_rows.span(expert).start;
+        Part { rows: row(part.start)..row(part.end), lanes: first + part.start..first + part.end }
     }
 
     /// Columns of a matrix.
@@ -189,94 +214,89 @@ impl<K: Kernel> Context<'_, K> {
         if which == Which::Down { self.shape.hidden } else { self.shape.width }
     }
 
-    /// The rows of lanes whose columns are the task's rows of the matrix.
+    /// The rows of lanes whose columns are the piece's rows of the matrix, and what is left of `joined`.
     #[inline(always)]
     fn left<'b>(
         &'b self,
-        task: &Task<'_>,
+        piece: &Piece<'_>,
         part: &Part,
         joined: &'b mut [K::Lane],
-    ) -> Left<'b, K::Lane> {
-        if task.which == Which::Down {
-            return self.join_gradients(task, part, joined);
+    ) -> (Left<'b, K::Lane>, &'b mut [K::Lane]) {
+        if piece.which == Which::Down {
+            return self.join_gradients(piece, part, joined);
         }
         let stride = pre_stride::<K>(self.shape);
-        let column = if task.which == Which::Up { up_column::<K>(self.shape) } else { 0 };
+        let column = if piece.which == Which::Up { up_column::<K>(self.shape) } else { 0 };
         let pre = &self.rows.pre[part.lanes.start * stride..part.lanes.end * stride];
-        Left { lanes: &pre[column + task.first..], stride }
+        (Left { lanes: &pre[column + piece.first..], stride }, joined)
     }
 
     /// The gradients of the outputs of a part's rows as rows of lanes.
     #[inline(always)]
     fn join_gradients<'b>(
         &self,
-        task: &Task<'_>,
+        piece: &Piece<'_>,
         part: &Part,
         to: &'b mut [K::Lane],
-    ) -> Left<'b, K::Lane> {
-        let count = task.to.len() / self.width(task.which);
+    ) -> (Left<'b, K::Lane>, &'b mut [K::Lane]) {
+        let count = piece.to.len() / self.width(piece.which);
         let stride = joined_stride(count);
-        let dy = |row| &self.token(self.rows.input.dy_td, row)[task.first..][..count];
+        let dy = |row| &self.token(self.rows.input.dy_td, row)[piece.first..][..count];
+        let (to, rest) = to.split_at_mut(part.lanes.len() * stride);
         for (to, row) in to.chunks_exact_mut(stride).zip(part.rows.clone().step_by(K::Lane::DEPTH))
         {
             let second = (row + 1 < part.rows.end).then(|| dy(row + 1));
             join_rows(self.kernel, &mut to[..count], dy(row), second);
         }
-        Left { lanes: &to[..part.lanes.len() * stride], stride }
+        (Left { lanes: to, stride }, rest)
     }
 
-    /// The first operand as the kernel wants it: for most it is already.
+    /// The first operand as the kernel wants it, which for most it is already, and what is left of `to`.
     #[inline(always)]
     fn packed<'b>(
         &self,
-        task: &Task<'_>,
+        piece: &Piece<'_>,
         left: Left<'b, K::Lane>,
         to: &'b mut [K::Lane],
-    ) -> Left<'b, K::Lane> {
+    ) -> (Left<'b, K::Lane>, &'b mut [K::Lane]) {
         if K::STEP == 1 {
-            return left;
+            return (left, to);
         }
-        let count = task.to.len() / self.width(task.which);
+        let count = piece.to.len() / self.width(piece.which);
         let depth = left.lanes.len().div_ceil(left.stride);
         let strip = gemm::whole_steps::<K>(depth) * K::MR;
+        let (to, rest) = to.split_at_mut(count.div_ceil(K::MR) * strip);
         for (to, first) in to.chunks_exact_mut(strip).zip((0..count).step_by(K::MR)) {
             let columns = K::MR.min(count - first);
             left::across(self.kernel, to, columns, &left.lanes[first..], left.stride);
         }
-        Left { lanes: &to[..count.div_ceil(K::MR) * strip], stride: K::MR }
+        (Left { lanes: to, stride: K::MR }, rest)
     }
 
-    /// Columns of the second operand as a panel.
+    /// Columns of the second operand as panels. A row is read in one go.
     #[inline(always)]
-    fn right(&self, which: Which, part: &Part, columns: Range<usize>, panel: &mut [K::Lane]) {
+    fn right(&self, which: Which, part: &Part, columns: Range<usize>, to: &mut [K::Lane]) {
+        let depth = part.lanes.len();
         if which == Which::Down {
             let stride = hidden_stride::<K>(self.shape);
             let rows = self.rows.hidden[part.lanes.start * stride..].chunks(stride);
-            for (to, row) in panel.chunks_exact_mut(K::NR).zip(rows) {
-                // Whole registers: rows are padded to whole panels.
-                to.copy_from_slice(&row[columns.start..][..K::NR]);
+            for (lane, row) in rows.take(depth).enumerate() {
+                // Whole panels: rows are padded to them.
+                let panels = to.chunks_exact_mut(depth * K::NR);
+                let row = row[columns.start..].chunks_exact(K::NR);
+                for (to, row) in panels.zip(row).take(columns.len().div_ceil(K::NR)) {
+                    to[lane * K::NR..][..K::NR].copy_from_slice(row);
+                }
             }
             return;
         }
-        let row = |row| &self.token(self.rows.input.x_td, row)[columns.start..];
-        stack(self.kernel, panel, K::NR, columns.len(), part.rows.clone().map(row));
-    }
-
-    /// Asks for `share` lanes of what [`Self::right`] will read next, and takes them from `ahead`.
-    #[inline(always)]
-    fn prefetch_right(&self, which: Which, ahead: &mut Part, columns: Range<usize>, share: usize) {
-        if columns.is_empty() {
-            return;
-        }
-        if which == Which::Down {
-            let stride = hidden_stride::<K>(self.shape);
-            for lane in ahead.lanes.by_ref().take(share) {
-                self.kernel.prefetch(&self.rows.hidden[lane * stride..][columns.clone()]);
-            }
-        } else {
-            for row in ahead.rows.by_ref().take(share * K::Lane::DEPTH) {
-                let x_d = self.token(self.rows.input.x_td, row);
-                self.kernel.prefetch(&x_d[columns.clone()]);
+        let x = |row| &self.token(self.rows.input.x_td, row)[columns.clone()];
+        for (lane, row) in part.rows.clone().step_by(K::Lane::DEPTH).enumerate() {
+            let (first, second) = (x(row), (row + 1 < part.rows.end).then(|| x(row + 1)));
+            let panels = to.chunks_exact_mut(depth * K::NR);
+            for (to, at) in panels.zip((0..columns.len()).step_by(K::NR)) {
+                let to = &mut to[lane * K::NR..][..K::NR.min(columns.len() - at)];
+                join_rows(self.kernel, to, &first[at..], second.map(|row| &row[at..]));
             }
         }
     }
@@ -288,10 +308,10 @@ impl<K: Kernel> Context<'_, K> {
     }
 
     #[inline(always)]
-    fn add_bias(&self, task: &mut Task<'_>, part: &Part, left: Left<'_, K::Lane>) {
-        let Some(bias) = task.bias.as_deref_mut() else { return };
-        if task.which == Which::Down {
-            let columns = task.first..task.first + bias.len();
+    fn add_bias(&self, piece: &mut Piece<'_>, part: &Part, left: Left<'_, K::Lane>) {
+        let Some(bias) = piece.bias.as_deref_mut() else { return };
+        if piece.which == Which::Down {
+            let columns = piece.first..piece.first + bias.len();
             for row in part.rows.clone() {
                 // The other gradients are of what the activation saw, weights included.
                 let weight = self.rows.input.plan.weight_n()[row];
@@ -308,9 +328,8 @@ impl<K: Kernel> Context<'_, K> {
         }
     }
 
-    /// Adds the product of all strips with one panel; `ahead` runs before each.
+    /// Adds the product of all strips with one panel.
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "a product's operands and their places")]
     fn add_columns(
         &self,
         to: &mut [f32],
@@ -319,7 +338,6 @@ impl<K: Kernel> Context<'_, K> {
         panel: &[K::Lane],
         columns: Range<usize>,
         sums: &mut [f32],
-        mut ahead: impl FnMut(),
     ) {
         let packed = gemm::whole_steps::<K>(panel.len() / K::NR) * K::MR;
         for (number, first) in (0..to.len()).step_by(K::MR * width).enumerate() {
@@ -330,7 +348,6 @@ impl<K: Kernel> Context<'_, K> {
             for row in next.chunks_exact(width).take(K::MR) {
                 self.kernel.prefetch(&row[columns.clone()]);
             }
-            ahead();
             let rows = to.len() / width;
             if columns.len() == K::NR {
                 self.kernel.tile(rows, strip, panel, &mut to[columns.start..], width, true);
