@@ -114,7 +114,9 @@ fn widen<S: Score>(
         place.sequence * heads.tokens * stride + part * heads.row() + place.head * heads.width;
     let rows = from[first..].chunks(stride);
     for (to_c, from) in to_tc.chunks_exact_mut(heads.width).zip(rows) {
-        to_c.iter_mut().zip(from).for_each(|(to, from)| *to = from.wide());
+        for (to, from) in to_c.iter_mut().zip(from) {
+            *to = from.wide();
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::arch::{Kernel, Lane};
 use crate::left;
 use crate::pack::join_rows;
 use crate::shape::{Activation, Shape};
+use crate::softmax::by_halves;
 
 /// Columns of a matrix padded to whole panels.
 fn padded<K: Kernel>(columns: usize) -> usize {
@@ -214,9 +215,13 @@ impl<K: Kernel> OnCurve for Activate<'_, K> {
         for row in self.sums.chunks_exact_mut(K::NR) {
             if self.gated {
                 let (gate, up) = row.split_at_mut(K::NR / 2);
-                gate.iter_mut().zip(up).for_each(|(gate, up)| *gate = C::value(*gate) * *up);
+                for (gate, up) in gate.iter_mut().zip(up) {
+                    *gate = C::value::<K>(*gate) * *up;
+                }
             } else {
-                row.iter_mut().for_each(|x| *x = C::value(*x));
+                for x in row {
+                    *x = C::value::<K>(*x);
+                }
             }
         }
     }
@@ -324,7 +329,7 @@ struct Columns {
 impl Columns {
     /// `W` columns of one row of `h = a(gate) up`: adds to the parts of the gradient of its weight.
     #[inline(always)]
-    fn back_gated<C: Curve, const W: usize>(
+    fn back_gated<C: Curve, K: Kernel, const W: usize>(
         &mut self,
         [row, first]: [usize; 2],
         weight: f32,
@@ -335,7 +340,7 @@ impl Columns {
             .map(|rows| rows[row][first..].first_chunk_mut::<W>().expect("a panel's columns"));
         let dh: &[f32; W] = dh_h[first..].first_chunk().expect("a panel's columns");
         for i in 0..W {
-            let [value, slope] = C::both(gate[i]);
+            let [value, slope] = C::both::<K>(gate[i]);
             let h = value * up[i];
             part[i] += dh[i] * h;
             gate[i] = weight * dh[i] * up[i] * slope;
@@ -346,7 +351,7 @@ impl Columns {
 
     /// The same of `h = a(up)`.
     #[inline(always)]
-    fn back_plain<C: Curve, const W: usize>(
+    fn back_plain<C: Curve, K: Kernel, const W: usize>(
         &mut self,
         [row, first]: [usize; 2],
         weight: f32,
@@ -357,7 +362,7 @@ impl Columns {
             .map(|rows| rows[row][first..].first_chunk_mut::<W>().expect("a panel's columns"));
         let dh: &[f32; W] = dh_h[first..].first_chunk().expect("a panel's columns");
         for i in 0..W {
-            let [value, slope] = C::both(up[i]);
+            let [value, slope] = C::both::<K>(up[i]);
             part[i] += dh[i] * value;
             up[i] = weight * dh[i] * slope;
             hidden[i] = weight * value;
@@ -378,21 +383,13 @@ impl Columns {
         while first < K::NR {
             let at = [row, first];
             match (gated, K::NR.is_multiple_of(PARTS)) {
-                (true, true) => self.back_gated::<C, PARTS>(at, weight, dh_h, &mut part),
-                (true, false) => self.back_gated::<C, NARROW>(at, weight, dh_h, &mut part),
-                (false, true) => self.back_plain::<C, PARTS>(at, weight, dh_h, &mut part),
-                (false, false) => self.back_plain::<C, NARROW>(at, weight, dh_h, &mut part),
+                (true, true) => self.back_gated::<C, K, PARTS>(at, weight, dh_h, &mut part),
+                (true, false) => self.back_gated::<C, K, NARROW>(at, weight, dh_h, &mut part),
+                (false, true) => self.back_plain::<C, K, PARTS>(at, weight, dh_h, &mut part),
+                (false, false) => self.back_plain::<C, K, NARROW>(at, weight, dh_h, &mut part),
             }
             first += if K::NR.is_multiple_of(PARTS) { PARTS } else { NARROW };
         }
-        let mut half = PARTS / 2;
-        while half > 0 {
-            // By halves: one after the other, each sum would wait for the one before.
-            for i in 0..half {
-                part[i] += part[i + half];
-            }
-            half /= 2;
-        }
-        part[0]
+        by_halves(&mut part)
     }
 }

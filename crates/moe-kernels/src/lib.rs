@@ -7,8 +7,8 @@
 //! (with and without BF16), AVX2 and plain Rust are chosen at run time ([`Isa::detect`]); that for AMX
 //! is checked against an emulation of its instructions and not yet run on hardware.
 //!
-//! [`cross_entropy`] and [`causal_softmax`] do what stands around the products of an output layer and of
-//! attention in one pass over the scores.
+//! Beside the experts, which are what it is for, a training step spends its time in attention and in the output
+//! layer: [`attention`] and [`attention_backward`] keep no scores, and [`cross_entropy`] reads them once.
 //!
 //! Results do not depend on the number of threads: no sum is split between them. The threads are those of
 //! the current rayon pool, or of [`on_threads`].
@@ -80,7 +80,7 @@ pub use forward::forward;
 pub use pack::Packed;
 pub use plan::Plan;
 pub use shape::{Activation, Dtype, Shape, WeightGrads, Weights};
-pub use softmax::{Bf16, Score, causal_softmax, causal_softmax_backward, cross_entropy};
+pub use softmax::{Bf16, Score, cross_entropy};
 pub use sort::Groups;
 pub use threads::{Threads, on_threads};
 pub use topk::{MOST_CHOICES, top_k};

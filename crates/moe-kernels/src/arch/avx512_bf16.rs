@@ -98,8 +98,9 @@ unsafe fn step_widened<const M: usize>(sum: &mut [[__m512; 2]; M], a: *const Pai
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn joined_along(values: &[f32; 2 * VECTOR]) -> [Pair; VECTOR] {
+    let start = values.as_ptr();
     // SAFETY: 32 values.
-    let [low, high] = [0, VECTOR].map(|at| unsafe { _mm512_loadu_ps(values.as_ptr().add(at)) });
+    let (low, high) = unsafe { (_mm512_loadu_ps(start), _mm512_loadu_ps(start.add(VECTOR))) };
     as_pairs(_mm512_cvtne2ps_pbh(high, low))
 }
 
@@ -122,7 +123,8 @@ unsafe fn joined_across(first: &[f32; VECTOR], second: &[f32; VECTOR]) -> [Pair;
         pairs
     };
     // SAFETY: 16 values each.
-    let [low, high] = [first, second].map(|row| unsafe { _mm512_loadu_ps(row.as_ptr()) });
+    let (low, high) =
+        unsafe { (_mm512_loadu_ps(first.as_ptr()), _mm512_loadu_ps(second.as_ptr())) };
     let rows = as_pairs(_mm512_cvtne2ps_pbh(high, low));
     // SAFETY: 16 pairs each.
     let joined =

@@ -19,6 +19,7 @@ macro_rules! x86_kernel {
             type Lane = $lane;
             const MR: usize = MR;
             const NR: usize = NR;
+            const FUSED: bool = true;
 
             fn tile(
                 self,
@@ -125,6 +126,11 @@ macro_rules! x86_kernel {
 }
 
 mod portable;
+
+#[cfg(all(test, target_arch = "x86_64"))]
+pub(crate) use avx512::Avx512;
+#[cfg(test)]
+pub(crate) use portable::Portable;
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -285,6 +291,8 @@ pub(crate) trait Kernel: Copy + Send + Sync {
     const NR: usize;
     /// Lanes of depth that lie side by side for each row of the first operand: 1, or [`SIDE`].
     const STEP: usize = 1;
+    /// Whether the processor multiplies and adds in one instruction.
+    const FUSED: bool = false;
 
     /// `c[i, j] = sum_k a[k, i] * b[k, j]` for `i < rows`, `j < NR`, where a row of `c` is `ldc`
     /// values after the one before; added to what is there if `add`.

@@ -12,7 +12,7 @@ use crate::arch::{Isa, Job, Kernel, Lane, Left, Work};
 use crate::bands::{Band, bands};
 use crate::memory::Buffer;
 use crate::pack::join_rows;
-use crate::softmax::{Score, dot};
+use crate::softmax::{Score, dot, narrow};
 use crate::{KernelError, left, tasks, threads};
 
 /// What [`attention_backward`] reads.
@@ -250,7 +250,7 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
             for (i, query) in queries.clone().enumerate() {
                 let weight = &mut weight[i * stride + first..][..K::NR];
                 let grad = &mut grad[i * stride + first..][..K::NR];
-                weigh(weight, grad, heads.scale(), log_t[query], mean_t[query]);
+                weigh::<K>(weight, grad, heads.scale(), log_t[query], mean_t[query]);
                 let seen = heads.seen(query + 1).saturating_sub(first).min(K::NR);
                 weight[seen..].fill(0.0);
                 grad[seen..].fill(0.0);
@@ -290,7 +290,7 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
             self.kernel.tile(queries.len(), left, &panel[..lanes * K::NR], sums, K::NR, false);
             let columns = first..heads.width.min(first + K::NR);
             for (query, sums) in queries.clone().zip(sums.chunks_exact(K::NR)) {
-                narrow(&mut self.grads.dq.row(query)[columns.clone()], sums);
+                narrow(&mut self.grads.dq.row(query)[columns.clone()], sums, 1.0);
             }
         }
     }
@@ -328,22 +328,17 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
         let columns = padded::<K>(self.heads.width);
         for (to, sums) in [(&mut self.grads.dv, dv_tc), (&mut self.grads.dk, dk_tc)] {
             for (row, sums) in sums.chunks_exact(columns).take(self.heads.tokens).enumerate() {
-                narrow(to.row(row), sums);
+                narrow(to.row(row), sums, 1.0);
             }
         }
     }
 }
 
-#[inline(always)]
-fn narrow<S: Score>(to: &mut [S], from: &[f32]) {
-    to.iter_mut().zip(from).for_each(|(to, from)| *to = S::narrow(*from));
-}
-
 /// Scores to weights, `exp(scale s - log)`, and the weights' gradients to those of the scores.
 #[inline(always)]
-fn weigh(weight_j: &mut [f32], grad_j: &mut [f32], scale: f32, log: f32, mean: f32) {
+fn weigh<K: Kernel>(weight_j: &mut [f32], grad_j: &mut [f32], scale: f32, log: f32, mean: f32) {
     for (weight, grad) in weight_j.iter_mut().zip(grad_j) {
-        *weight = exp(scale * *weight - log);
+        *weight = exp::<K>(scale * *weight - log);
         *grad = scale * *weight * (*grad - mean);
     }
 }

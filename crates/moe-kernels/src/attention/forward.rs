@@ -12,7 +12,7 @@ use crate::arch::{Isa, Job, Kernel, Lane, Left, Work};
 use crate::bands::{Band, bands};
 use crate::gemm::{self, Operand, Sums};
 use crate::memory::Buffer;
-use crate::softmax::Score;
+use crate::softmax::{Score, narrow};
 use crate::{KernelError, tasks, threads};
 
 /// Self-attention: `y`, `[b, t, m, c]`, of queries, keys and values `[b, t, 3, m, c]`, and the logarithms
@@ -153,7 +153,7 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
         const { assert!(K::NR <= MOST && K::NR.is_multiple_of(8)) };
         let mut inverse = [0.0; MOST];
         let log_i = &mut self.log_t[queries.clone()];
-        let scale = self.heads.scale();
+        let (kernel, scale) = (self.kernel, self.heads.scale());
         let Scratch { score, weight, .. } = &mut *self.scratch;
         let mut columns = |first: usize, most: &[f32], sum: &[f32]| {
             for (i, (most, sum)) in most.iter().zip(sum).enumerate() {
@@ -165,12 +165,12 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
         };
         if K::NR.is_multiple_of(16) {
             for first in (0..K::NR).step_by(16) {
-                let (most, sum) = exponentials::<K, 16>(score, keys, scale, first, weight);
+                let (most, sum) = exponentials::<K, 16>(kernel, score, keys, scale, first, weight);
                 columns(first, &most, &sum);
             }
         } else {
             for first in (0..K::NR).step_by(8) {
-                let (most, sum) = exponentials::<K, 8>(score, keys, scale, first, weight);
+                let (most, sum) = exponentials::<K, 8>(kernel, score, keys, scale, first, weight);
                 columns(first, &most, &sum);
             }
         }
@@ -194,8 +194,7 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
                 let columns = column..width.min(column + K::NR);
                 for (i, sums) in sums.chunks_exact(K::NR).take(rows).enumerate() {
                     let to = &mut self.y.row(queries.start + first + i)[columns.clone()];
-                    let scale = inverse[first + i];
-                    to.iter_mut().zip(sums).for_each(|(to, sum)| *to = S::narrow(scale * sum));
+                    narrow(to, sums, inverse[first + i]);
                 }
             }
         }
@@ -205,6 +204,7 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
 /// Of `W` columns from `first` on: lanes of `exp(scale (s - most))`, the largest scores, and the sums.
 #[inline(always)]
 fn exponentials<K: Kernel, const W: usize>(
+    kernel: K,
     score: &[f32],
     keys: usize,
     scale: f32,
@@ -226,18 +226,29 @@ fn exponentials<K: Kernel, const W: usize>(
         let one: &[f32; W] = score[first..].first_chunk().expect("a panel's columns");
         let last = (depth - 1) * K::NR + first;
         let other: &[f32; W] = score[last..].first_chunk().expect("a panel's columns");
+        let (mut ones, mut others) = ([0.0; W], [0.0; W]);
         for i in 0..W {
-            let one = exponential(one[i], most[i], scale);
-            let other = if depth == 1 { 0.0 } else { exponential(other[i], most[i], scale) };
-            sum[i] += one + other;
-            to[i] = K::Lane::join(one, other);
+            ones[i] = exponential::<K>(one[i], most[i], scale);
+            if depth > 1 {
+                others[i] = exponential::<K>(other[i], most[i], scale);
+            }
+            sum[i] += ones[i] + others[i];
+        }
+        if let (Some(to), Some(ones), Some(others)) =
+            (to.first_chunk_mut(), ones.first_chunk(), others.first_chunk())
+        {
+            *to = kernel.joined_across(ones, others);
+        } else {
+            for i in 0..W {
+                to[i] = K::Lane::join(ones[i], others[i]);
+            }
         }
     }
     (most, sum)
 }
 
 #[inline(always)]
-fn exponential(score: f32, most: f32, scale: f32) -> f32 {
+fn exponential<K: Kernel>(score: f32, most: f32, scale: f32) -> f32 {
     // `exp` is clamped, so never zero.
-    if score == f32::NEG_INFINITY { 0.0 } else { exp(scale * (score - most)) }
+    if score == f32::NEG_INFINITY { 0.0 } else { exp::<K>(scale * (score - most)) }
 }

@@ -86,6 +86,7 @@ impl Kernel for Amx {
     const MR: usize = MR;
     const NR: usize = NR;
     const STEP: usize = TILE;
+    const FUSED: bool = true;
 
     fn tile(
         self,
