@@ -6,7 +6,6 @@
 //! Axis letters: `k` depth in lanes.
 
 use std::ops::Range;
-use std::slice::ChunksExact;
 
 use crate::arch::{Kernel, Lane};
 use crate::gemm::{self, Operand, Sums};
@@ -32,7 +31,9 @@ pub(crate) struct Depth {
 /// A part of a panel of a [`Factor`].
 pub(crate) struct Piece<'a> {
     /// Its rows, in full.
-    rows: ChunksExact<'a, f32>,
+    rows: &'a [f32],
+    /// Values of a row.
+    width: usize,
     columns: Range<usize>,
     /// Which depth of the product it is.
     pub(crate) part: Range<usize>,
@@ -41,7 +42,11 @@ pub(crate) struct Piece<'a> {
 impl<'a> Piece<'a> {
     fn rows(&self) -> impl Iterator<Item = &'a [f32]> + use<'a> {
         let columns = self.columns.clone();
-        self.rows.clone().map(move |row| &row[columns.clone()])
+        self.rows.chunks_exact(self.width).map(move |row| &row[columns.clone()])
+    }
+
+    fn row(&self, row: usize) -> &'a [f32] {
+        &self.rows[row * self.width..][self.columns.clone()]
     }
 }
 
@@ -66,7 +71,8 @@ impl<'a> Factor<'a> {
         let values = K::Lane::DEPTH * self.width;
         let Range { start, end } = depth.lanes;
         Some(Piece {
-            rows: matrix[start * values..matrix.len().min(end * values)].chunks_exact(self.width),
+            rows: &matrix[start * values..matrix.len().min(end * values)],
+            width: self.width,
             columns: first..self.width.min(first + K::NR),
             part: depth.start + start..depth.start + end,
         })
@@ -95,11 +101,15 @@ impl<K: Kernel> Product<'_, K> {
         let panel = &mut self.panel[..piece.part.len() * K::NR];
         stack(self.kernel, panel, K::NR, piece.columns.len(), piece.rows());
         let tiles = self.operand.rows.div_ceil(K::MR);
-        let share = next.as_ref().map_or(0, |next| next.rows.len().div_ceil(tiles));
-        let mut ahead = next.map(|next| next.rows()).into_iter().flatten();
+        let count = next.as_ref().map_or(0, |next| next.rows.len() / next.width);
+        let share = count.div_ceil(tiles);
         gemm::partial(self.kernel, self.operand, piece.part, panel, sums, |tile| {
             before_each(tile);
-            ahead.by_ref().take(share).for_each(|row| self.kernel.prefetch(row));
+            let Some(next) = &next else { return };
+            // Numbers: an iterator that is lent from tile to tile is not inlined.
+            for row in tile * share..count.min((tile + 1) * share) {
+                self.kernel.prefetch(next.row(row));
+            }
         });
     }
 }

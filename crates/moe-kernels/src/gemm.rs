@@ -55,13 +55,16 @@ pub(crate) fn product<K: Kernel>(
     sums: &mut [f32],
     mut before_each: impl FnMut(usize),
 ) {
-    let calls = operand.rows.div_ceil(K::MR) * operand.depth.div_ceil(DEPTH);
-    let mut ahead = ahead.chunks(ahead.len().div_ceil(calls).max(1));
+    let tiles = operand.rows.div_ceil(K::MR);
+    let share = ahead.len().div_ceil(tiles * operand.depth.div_ceil(DEPTH));
+    let mut at = 0;
     for part in parts::<K>(operand.depth, DEPTH) {
         let lanes = &panel[part.start * K::NR..part.end * K::NR];
         let start = part.start == 0;
         partial(kernel, operand, part, lanes, Sums { to: sums, stride: K::NR }, |tile| {
-            kernel.prefetch(ahead.next().unwrap_or_default());
+            let end = ahead.len().min(at + share);
+            kernel.prefetch(&ahead[at..end]);
+            at = end;
             if start {
                 before_each(tile);
             }

@@ -10,8 +10,6 @@
 //!
 //! Axis letters: `n` rows, `v` vocabulary.
 
-use std::marker::PhantomData;
-
 use crate::activation::exp;
 use crate::arch::{Isa, Job, Kernel, Work, to_bf16};
 use crate::{Dtype, KernelError, tasks};
@@ -37,6 +35,9 @@ pub trait Score: Copy + Send + Sync {
 
     /// The nearest value, ties to even.
     fn narrow(x: f32) -> Self;
+
+    /// The same of a number whose nearest `bf16` is known, as its upper 16 bits.
+    fn nearest(x: f32, bf16: u16) -> Self;
 }
 
 impl Score for f32 {
@@ -49,6 +50,11 @@ impl Score for f32 {
 
     #[inline(always)]
     fn narrow(x: f32) -> Self {
+        x
+    }
+
+    #[inline(always)]
+    fn nearest(x: f32, _bf16: u16) -> Self {
         x
     }
 }
@@ -64,6 +70,11 @@ impl Score for Bf16 {
     #[inline(always)]
     fn narrow(x: f32) -> Self {
         Self(to_bf16(x) as u16)
+    }
+
+    #[inline(always)]
+    fn nearest(_x: f32, bf16: u16) -> Self {
+        Self(bf16)
     }
 }
 
@@ -88,7 +99,9 @@ pub fn cross_entropy<S: Score>(
     if columns == 0 {
         return Ok(0.0);
     }
-    Ok(Isa::detect().run(Dtype::F32, CrossEntropy { score_nv, target_n, scale, columns }))
+    Ok(Isa::detect()
+        .for_few_rows()
+        .run(S::DTYPE, CrossEntropy { score_nv, target_n, scale, columns }))
 }
 
 struct CrossEntropy<'a, S> {
@@ -109,8 +122,7 @@ impl<S: Score> Work for CrossEntropy<'_, S> {
         let parts = parts.zip(&mut losses).collect();
         tasks::run_all(parts, |((score_nv, target_n), loss_of)| {
             let row_v = &mut vec![0.0; columns];
-            let kind = PhantomData::<K>;
-            kernel.vectorized(Rows { score_nv, target_n, scale, row_v, loss_of, kernel: kind });
+            kernel.vectorized(Rows { score_nv, target_n, scale, row_v, loss_of, kernel });
         });
         // Added here: one order of the sum for any number of threads.
         losses.into_iter().sum()
@@ -124,7 +136,7 @@ struct Rows<'a, K, S> {
     scale: f32,
     row_v: &'a mut [f32],
     loss_of: &'a mut f64,
-    kernel: PhantomData<K>,
+    kernel: K,
 }
 
 impl<K: Kernel, S: Score> Job for Rows<'_, K, S> {
@@ -138,7 +150,7 @@ impl<K: Kernel, S: Score> Job for Rows<'_, K, S> {
             let (most, sum) = exponentials::<K, S>(score_v, self.row_v);
             *self.loss_of += f64::from(sum).ln() + (f64::from(most) - f64::from(of_target));
             self.row_v[target] -= sum;
-            narrow(score_v, self.row_v, self.scale / sum);
+            narrow(self.kernel, score_v, self.row_v, self.scale / sum);
         }
     }
 }
@@ -146,34 +158,35 @@ impl<K: Kernel, S: Score> Job for Rows<'_, K, S> {
 /// `row_v = exp(s_v - most)`; the largest `s_v`, and the sum of the row.
 #[inline(always)]
 fn exponentials<K: Kernel, S: Score>(score_v: &[S], row_v: &mut [f32]) -> (f32, f32) {
-    for (row, score) in row_v.iter_mut().zip(score_v) {
-        *row = score.wide();
-    }
-    let most = largest(row_v);
+    let most = largest(score_v);
     let mut sums = [0.0; PARTS];
-    let mut blocks = row_v.chunks_exact_mut(PARTS);
-    for block in &mut blocks {
-        for (row, sum) in block.iter_mut().zip(&mut sums) {
-            *row = exp::<K>(*row - most);
-            *sum += *row;
+    let (rows, rest) = row_v.as_chunks_mut::<PARTS>();
+    let (scores, rest_scores) = score_v.as_chunks::<PARTS>();
+    for (row, score) in rows.iter_mut().zip(scores) {
+        for i in 0..PARTS {
+            row[i] = exp::<K>(score[i].wide() - most);
+            sums[i] += row[i];
         }
     }
-    for (row, sum) in blocks.into_remainder().iter_mut().zip(&mut sums) {
-        *row = exp::<K>(*row - most);
+    for ((row, score), sum) in rest.iter_mut().zip(rest_scores).zip(&mut sums) {
+        *row = exp::<K>(score.wide() - most);
         *sum += *row;
     }
     (most, by_halves(&mut sums))
 }
 
 #[inline(always)]
-fn largest(row: &[f32]) -> f32 {
+fn largest<S: Score>(score_v: &[S]) -> f32 {
     let mut most = [f32::NEG_INFINITY; PARTS];
-    let blocks = row.chunks_exact(PARTS);
-    let rest = blocks.remainder();
-    for block in blocks.chain([rest]) {
-        for (most, &x) in most.iter_mut().zip(block) {
-            *most = if x > *most { x } else { *most };
+    let (blocks, rest) = score_v.as_chunks::<PARTS>();
+    for block in blocks {
+        for i in 0..PARTS {
+            let x = block[i].wide();
+            most[i] = if x > most[i] { x } else { most[i] };
         }
+    }
+    for (most, x) in most.iter_mut().zip(rest) {
+        *most = if x.wide() > *most { x.wide() } else { *most };
     }
     most.iter().fold(f32::NEG_INFINITY, |most, &x| if x > most { x } else { most })
 }
@@ -210,8 +223,20 @@ pub(crate) fn by_halves(sums: &mut [f32; PARTS]) -> f32 {
 
 /// `to = scale from` in the type of the scores.
 #[inline(always)]
-pub(crate) fn narrow<S: Score>(to: &mut [S], from: &[f32], scale: f32) {
-    for (to, from) in to.iter_mut().zip(from) {
+pub(crate) fn narrow<K: Kernel, S: Score>(kernel: K, to: &mut [S], from: &[f32], scale: f32) {
+    let (blocks, rest) = to.as_chunks_mut::<PARTS>();
+    let (from_blocks, from_rest) = from[..blocks.len() * PARTS + rest.len()].as_chunks::<PARTS>();
+    for (to, from) in blocks.iter_mut().zip(from_blocks) {
+        let mut scaled = *from;
+        for x in &mut scaled {
+            *x *= scale;
+        }
+        let rounded = kernel.rounded(&scaled);
+        for i in 0..PARTS {
+            to[i] = S::nearest(scaled[i], rounded[i]);
+        }
+    }
+    for (to, from) in rest.iter_mut().zip(from_rest) {
         *to = S::narrow(scale * from);
     }
 }

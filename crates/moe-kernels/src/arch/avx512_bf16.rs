@@ -7,9 +7,10 @@
 #![expect(unsafe_code, reason = "intrinsics that read and write through pointers")]
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm512_and_si512, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh,
-    _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_slli_epi32,
+    __m256bh, __m512, __m512bh, __m512i, _mm512_and_si512, _mm512_castsi512_ps,
+    _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_setzero_ps,
+    _mm512_slli_epi32,
 };
 use std::mem::transmute;
 
@@ -45,7 +46,7 @@ impl From<Avx512> for Widened {
 x86_kernel!(
     Avx512Bf16, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma", Pair, _mm512_setzero_ps,
     step, put, 1 2 3 4 5 6 7 8 9 10 11 12 13 14, transpose: transpose,
-    join: [joined_along, joined_across]
+    join: [joined_along, joined_across, rounded]
 );
 x86_kernel!(
     Widened, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma", Pair, _mm512_setzero_ps,
@@ -131,6 +132,20 @@ unsafe fn joined_across(first: &[f32; VECTOR], second: &[f32; VECTOR]) -> [Pair;
         unsafe { _mm512_permutexvar_epi16(pairs(ALTERNATELY.as_ptr()), pairs(rows.as_ptr())) };
     // SAFETY: both are 64 bytes in which every bit pattern is a value.
     unsafe { transmute::<__m512i, [Pair; VECTOR]>(joined) }
+}
+
+/// Values rounded.
+///
+/// # Safety
+///
+/// AVX-512 BF16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn rounded(values: &[f32; VECTOR]) -> [u16; VECTOR] {
+    // SAFETY: 16 values.
+    let rounded = _mm512_cvtneps_pbh(unsafe { _mm512_loadu_ps(values.as_ptr()) });
+    // SAFETY: both are 32 bytes in which every bit pattern is a value.
+    unsafe { transmute::<__m256bh, [u16; VECTOR]>(rounded) }
 }
 
 /// The same bits as whole numbers.

@@ -14,7 +14,7 @@
 macro_rules! x86_kernel {
     ($name:ty, $features:literal, $lane:ty, $zero:ident, $step:ident, $put:ident,
      $($rows:literal)*
-     $(, transpose: $transpose:path)? $(, join: [$along:path, $across:path])?) => {
+     $(, transpose: $transpose:path)? $(, join: [$along:path, $across:path, $round:path])?) => {
         impl $crate::arch::Kernel for $name {
             type Lane = $lane;
             const MR: usize = MR;
@@ -96,6 +96,15 @@ macro_rules! x86_kernel {
                 ) -> [$lane; $crate::arch::SIDE] {
                     // SAFETY: `self` proves the features.
                     unsafe { $across(first, second) }
+                }
+
+                #[inline(always)]
+                fn rounded(
+                    self,
+                    values: &[f32; $crate::arch::SIDE],
+                ) -> [u16; $crate::arch::SIDE] {
+                    // SAFETY: `self` proves the features.
+                    unsafe { $round(values) }
                 }
             )?
 
@@ -345,6 +354,16 @@ pub(crate) trait Kernel: Copy + Send + Sync {
         // A loop: `array::from_fn` is not inlined, so not compiled for these registers.
         for i in 0..SIDE {
             to[i] = Self::Lane::join(first[i], second[i]);
+        }
+        to
+    }
+
+    /// The nearest `bf16`.
+    #[inline(always)]
+    fn rounded(self, values: &[f32; SIDE]) -> [u16; SIDE] {
+        let mut to = [0; SIDE];
+        for i in 0..SIDE {
+            to[i] = to_bf16(values[i]) as u16;
         }
         to
     }

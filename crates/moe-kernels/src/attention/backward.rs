@@ -290,7 +290,7 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
             self.kernel.tile(queries.len(), left, &panel[..lanes * K::NR], sums, K::NR, false);
             let columns = first..heads.width.min(first + K::NR);
             for (query, sums) in queries.clone().zip(sums.chunks_exact(K::NR)) {
-                narrow(&mut self.grads.dq.row(query)[columns.clone()], sums, 1.0);
+                narrow(self.kernel, &mut self.grads.dq.row(query)[columns.clone()], sums, 1.0);
             }
         }
     }
@@ -328,7 +328,7 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
         let columns = padded::<K>(self.heads.width);
         for (to, sums) in [(&mut self.grads.dv, dv_tc), (&mut self.grads.dk, dk_tc)] {
             for (row, sums) in sums.chunks_exact(columns).take(self.heads.tokens).enumerate() {
-                narrow(to.row(row), sums, 1.0);
+                narrow(self.kernel, to.row(row), sums, 1.0);
             }
         }
     }

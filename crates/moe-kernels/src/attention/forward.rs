@@ -194,7 +194,7 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
                 let columns = column..width.min(column + K::NR);
                 for (i, sums) in sums.chunks_exact(K::NR).take(rows).enumerate() {
                     let to = &mut self.y.row(queries.start + first + i)[columns.clone()];
-                    narrow(to, sums, inverse[first + i]);
+                    narrow(self.kernel, to, sums, inverse[first + i]);
                 }
             }
         }

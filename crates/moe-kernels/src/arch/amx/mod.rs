@@ -128,6 +128,11 @@ impl Kernel for Amx {
         self.0.joined_across(first, second)
     }
 
+    #[inline(always)]
+    fn rounded(self, values: &[f32; TILE]) -> [u16; TILE] {
+        self.0.rounded(values)
+    }
+
     fn vectorized<J: Job>(self, job: J) {
         let _until_done = Configured::new(self);
         self.0.vectorized(job);
