@@ -294,13 +294,17 @@ impl<K: Kernel> OnCurve for Back<'_, '_, K> {
 #[inline(always)]
 fn split<L: Lane>(from: &[L]) -> Rows {
     let mut rows = Rows::default();
-    if let Some(from) = from.first_chunk::<MOST>() {
-        for i in 0..MOST {
-            [rows[0][i], rows[1][i]] = from[i].split();
+    let (blocks, rest) = from.as_chunks::<NARROW>();
+    // A loop for each row of values: both in one are not compiled for registers.
+    for (depth, row) in rows.iter_mut().enumerate() {
+        let (row, row_rest) = row.split_at_mut(blocks.len() * NARROW);
+        for (to, from) in row.as_chunks_mut::<NARROW>().0.iter_mut().zip(blocks) {
+            for i in 0..NARROW {
+                to[i] = from[i].split()[depth];
+            }
         }
-    } else {
-        for (i, lane) in from.iter().enumerate() {
-            [rows[0][i], rows[1][i]] = lane.split();
+        for (to, from) in row_rest.iter_mut().zip(rest) {
+            *to = from.split()[depth];
         }
     }
     rows
