@@ -48,6 +48,7 @@ const PARTS: usize = 3;
 
 impl Heads {
     /// Values from one token to the next.
+    #[inline(always)]
     fn row(&self) -> usize {
         self.heads * self.width
     }
@@ -72,11 +73,13 @@ impl Heads {
     }
 
     /// The factor of the scores.
+    #[inline(always)]
     fn scale(&self) -> f32 {
         (self.width as f32).sqrt().recip()
     }
 
     /// Keys that the queries before `end` see.
+    #[inline(always)]
     fn seen(&self, end: usize) -> usize {
         if self.causal { end.min(self.tokens) } else { self.tokens }
     }

@@ -22,6 +22,9 @@ use crate::{KernelError, tasks};
 /// Most rows of a task.
 const MOST_ROWS: usize = 504;
 
+/// Blocks of a worker below which one more or less would be felt.
+const FEW: usize = 8;
+
 /// Lanes that a block of gathered rows may take: a second cache of 1 MiB.
 const BLOCK: usize = 1 << 18;
 
@@ -143,9 +146,13 @@ impl Span {
 pub(crate) fn blocks(plan: &Plan<'_>, workers: usize, most: usize) -> Vec<Span> {
     let share = plan.rows().max(1).div_ceil(workers * 4).next_multiple_of(32);
     let most = share.min(most);
+    let counts = |expert: usize| plan.span(expert).len().div_ceil(most);
+    // Of many blocks the queue makes an even load; few are as many as make one.
+    let few = (0..plan.experts()).map(counts).sum::<usize>() < FEW * workers;
     let cut = |expert: usize| {
         let rows = plan.span(expert);
-        let count = rows.len().div_ceil(most).max(1);
+        let count = counts(expert).max(1);
+        let count = if few { count.next_multiple_of(workers) } else { count };
         let edge = move |part: usize| match part == count {
             true => rows.end,
             false => rows.start + rows.len() * part / count / 2 * 2,

@@ -90,10 +90,13 @@ pub(crate) fn partial<K: Kernel>(
     sums: Sums<'_>,
     mut before_each: impl FnMut(usize),
 ) {
-    let tiles = operand.lanes.chunks_exact(whole_steps::<K>(operand.depth) * K::MR);
-    for (tile, lanes) in tiles.take(operand.rows.div_ceil(K::MR)).enumerate() {
+    let depth = whole_steps::<K>(operand.depth);
+    // A number: iterators of iterators are not inlined here.
+    for tile in 0..operand.rows.div_ceil(K::MR) {
         before_each(tile);
-        let lanes = &lanes[part.start * K::MR..whole_steps::<K>(part.end) * K::MR];
+        let from = (tile * depth + part.start) * K::MR;
+        let lanes = whole_steps::<K>(part.end) - part.start;
+        let lanes = &operand.lanes[from..from + lanes * K::MR];
         let rows = K::MR.min(operand.rows - tile * K::MR);
         let to = &mut sums.to[tile * K::MR * sums.stride..];
         let left = Left { lanes, stride: K::MR };

@@ -32,6 +32,9 @@ pub(crate) const DEPTH: usize = 320;
 const STRIPS: usize = 40;
 const ROWS: usize = 560;
 
+/// Tasks of a worker, of both products together, that there should be: each packs its second operand.
+const FEW: usize = 2;
+
 /// Panels of the second operand that are packed at a time.
 const GROUP: usize = 8;
 
@@ -103,11 +106,14 @@ pub(crate) fn add<K: Kernel>(
     workers: &mut [Scratch],
 ) {
     let (d, h) = (shape.width, shape.hidden);
-    let ups = cut::<K>(Which::Up, [h, d], grads.w1_ehd, grads.b1_eh.as_deref_mut());
+    let visited = (0..shape.experts).filter(|&e| !rows.input.plan.span(e).is_empty()).count();
+    // Of each of an expert's two products, so that the queue makes an even load.
+    let least = (FEW * workers.len()).div_ceil(2 * visited.max(1));
+    let ups = cut::<K>(Which::Up, [h, d], grads.w1_ehd, grads.b1_eh.as_deref_mut(), least);
     let gates = grads.gate_ehd.as_deref_mut();
-    let mut gates = gates.map(|gate_ehd| cut::<K>(Which::Gate, [h, d], gate_ehd, None));
+    let mut gates = gates.map(|gate_ehd| cut::<K>(Which::Gate, [h, d], gate_ehd, None, least));
     let mut gates = gates.iter_mut().flat_map(|gates| gates.drain(..));
-    let downs = cut::<K>(Which::Down, [d, h], grads.w2_edh, grads.b2_ed.as_deref_mut());
+    let downs = cut::<K>(Which::Down, [d, h], grads.w2_edh, grads.b2_ed.as_deref_mut(), least);
     let mut tasks: Vec<_> = ups
         .into_iter()
         .map(|up| Task { pieces: [Some(up), gates.next()].into_iter().flatten().collect() })
@@ -121,15 +127,16 @@ pub(crate) fn add<K: Kernel>(
     tasks::run(tasks, workers, |task, worker| kernel.vectorized(Add { cx: &cx, task, worker }));
 }
 
-/// Cuts the matrices `[e, height, width]` into pieces of whole strips.
+/// Cuts the matrices `[e, height, width]` into pieces of whole strips, `least` of each where it has as many.
 fn cut<'a, K: Kernel>(
     which: Which,
     [height, width]: [usize; 2],
     to: &'a mut [f32],
     bias: Option<&'a mut [f32]>,
+    least: usize,
 ) -> Vec<Piece<'a>> {
     let strips = height.div_ceil(K::MR);
-    let rows = strips.div_ceil(strips.div_ceil(most_strips::<K>())) * K::MR;
+    let rows = strips.div_ceil(strips.div_ceil(most_strips::<K>()).max(least)) * K::MR;
     let experts = to.len() / (height * width);
     let places =
         (0..experts).flat_map(|expert| (0..height).step_by(rows).map(move |at| (expert, at)));
