@@ -1,4 +1,5 @@
-//! Self-attention, causal or of all tokens, through libtorch's scaled dot product.
+//! Self-attention, causal or of all tokens: on a CPU through our kernels, elsewhere and in `f64` through
+//! libtorch's scaled dot product.
 //!
 //! Axis letters: `b` batch, `t` tokens, `d` width, `m` heads, `c` width of a head.
 
@@ -125,11 +126,12 @@ mod tests {
     use super::*;
     use moe_routers::ParamStore;
     use moe_routers::tolerance::tolerance;
-    use tch::Kind;
+    use tch::{Device, Kind};
 
-    /// The fused output, and the other way's output and weights.
-    fn attended(causal: bool) -> (Tensor, Tensor, Tensor) {
-        let store = ParamStore::new(5, Device::Cpu, Kind::Double);
+    /// The fused output, of libtorch in `f64` and of the kernels in `f32`, and the other way's output and
+    /// weights.
+    fn attended(causal: bool, kind: Kind) -> (Tensor, Tensor, Tensor) {
+        let store = ParamStore::new(5, Device::Cpu, kind);
         let attention = Attention::new(&store.root(), 12, 3, 1.0);
         let attention = if causal { attention } else { attention.of_all() };
         let x_btd = store.root().matrix("x", &[2, 7, 12], 2.0);
@@ -139,16 +141,17 @@ mod tests {
 
     #[test]
     fn written_down_weights_give_the_fused_output() {
-        let limit = tolerance(Kind::Double).value;
-        for causal in [true, false] {
-            let (want_btd, got_btd, _) = attended(causal);
-            assert!(got_btd.allclose(&want_btd, limit, limit, false), "{causal}");
+        for (kind, causal) in [Kind::Double, Kind::Float].map(|k| [(k, true), (k, false)]).concat()
+        {
+            let limit = tolerance(kind).value;
+            let (want_btd, got_btd, _) = attended(causal, kind);
+            assert!(got_btd.allclose(&want_btd, limit, limit, false), "{kind:?}, causal: {causal}");
         }
     }
 
-    /// Outputs and gradients in `bf16`, whose causal softmax is in place, beside `f32`.
+    /// Outputs and gradients in `bf16` beside `f32`.
     #[test]
-    fn two_products_in_bf16_are_attention_and_so_is_their_gradient() {
+    fn attention_in_bf16_is_attention_and_so_is_its_gradient() {
         let run = |precision| {
             let store = ParamStore::new(5, Device::Cpu, Kind::Float);
             let mut attention = Attention::new(&store.root(), 16, 2, 1.0);
@@ -170,7 +173,7 @@ mod tests {
     fn weights_sum_to_one_and_are_causal_or_all_positive() {
         let limit = tolerance(Kind::Double).value;
         for causal in [true, false] {
-            let (_, _, weight_bmtt) = attended(causal);
+            let (_, _, weight_bmtt) = attended(causal, Kind::Double);
             assert_eq!(weight_bmtt.size(), [2, 3, 7, 7]);
             let sum_bmt = weight_bmtt.sum_dim_intlist(-1, false, None::<Kind>);
             assert!(sum_bmt.allclose(&sum_bmt.ones_like(), limit, limit, false));

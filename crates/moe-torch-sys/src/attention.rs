@@ -86,15 +86,21 @@ fn backward(
 mod tests {
     use super::*;
 
-    /// Results and gradients, by the kernels or by libtorch.
-    fn attended(kind: Kind, causal: bool, fused: bool) -> [Tensor; 2] {
+    /// Results and gradients of values that `bf16` holds exactly: by the kernels in `kind`, or by libtorch
+    /// in `f32`.
+    fn attended(kind: Option<Kind>, causal: bool) -> [Tensor; 2] {
         tch::manual_seed(1);
-        let leaf = Tensor::randn([2, 37, 48], (kind, Device::Cpu)).set_requires_grad(true);
-        let grad = Tensor::randn([2, 37, 16], (kind, Device::Cpu));
+        let random = |size: [i64; 3]| {
+            Tensor::randn(size, (Kind::Float, Device::Cpu))
+                .to_kind(Kind::BFloat16)
+                .to_kind(Kind::Float)
+        };
+        let leaf = random([2, 37, 48]).set_requires_grad(true);
+        let grad = random([2, 37, 16]);
         // A product's result, not a leaf, and with gaps.
         let qkv = (&leaf * 2.0).transpose(0, 1).contiguous().transpose(0, 1);
-        let y = if fused {
-            attention(&qkv, 4, causal).unwrap()
+        let y = if let Some(kind) = kind {
+            attention(&qkv.to_kind(kind), 4, causal).unwrap()
         } else {
             let heads = |x: &Tensor| x.reshape([2, 37, 4, 4]).transpose(1, 2);
             let [q, k, v] = [0, 1, 2].map(|i| heads(&qkv.narrow(-1, 16 * i, 16)));
@@ -103,17 +109,19 @@ mod tests {
                 Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, causal, None, false);
             y.transpose(1, 2).reshape([2, 37, 16])
         };
-        (&y * grad).sum(kind).backward();
-        [y.detach(), leaf.grad()]
+        (y.to_kind(Kind::Float) * grad).sum(Kind::Float).backward();
+        [y.detach().to_kind(Kind::Float), leaf.grad()]
     }
 
     #[test]
     fn results_and_gradients_are_libtorchs() {
-        for (kind, limit) in [(Kind::Float, 1e-5), (Kind::BFloat16, 4e-2)] {
+        for (kind, limit) in [(Kind::Float, 1e-5), (Kind::BFloat16, 3e-2)] {
             for causal in [true, false] {
-                let (got, want) = (attended(kind, causal, true), attended(kind, causal, false));
+                let (got, want) = (attended(Some(kind), causal), attended(None, causal));
                 for (got, want) in got.iter().zip(&want) {
-                    assert!(got.allclose(want, limit, limit, false), "{kind:?}, causal: {causal}");
+                    let off = (got - want).abs().max() / want.abs().max();
+                    let off = off.double_value(&[]);
+                    assert!(off < limit, "{kind:?}, causal: {causal}: {off}");
                 }
             }
         }

@@ -6,12 +6,13 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the command line")]
 
+mod attention;
 mod layer;
 
 use std::process::ExitCode;
 
 use layer::{Choices, Layer, Size};
-use moe_kernels::{Dtype, Isa, KernelError};
+use moe_kernels::{Bf16, Dtype, Isa, KernelError};
 
 /// Large enough that a call's fixed cost is small, small enough to run a hundred times slower.
 const TRAINING: Size = Size { tokens: 256, width: 128, hidden: 128, experts: 8, choices: 2 };
@@ -24,7 +25,7 @@ type Work = Box<dyn FnMut() -> Result<(), KernelError> + Send>;
 /// Something to measure: its name, and what sets it up.
 type Path = (&'static str, fn(Isa) -> Result<Work, KernelError>);
 
-const PATHS: [Path; 9] = [
+const PATHS: [Path; 11] = [
     ("forward-f32", |isa| layer(TRAINING, isa, Dtype::F32, Layer::forward)),
     ("forward-bf16", |isa| layer(TRAINING, isa, Dtype::Bf16, Layer::forward)),
     ("forward-backward-f32", |isa| layer(TRAINING, isa, Dtype::F32, Layer::forward_backward)),
@@ -32,6 +33,8 @@ const PATHS: [Path; 9] = [
     ("decode-f32", |isa| layer(DECODING, isa, Dtype::F32, Layer::decode)),
     ("decode-bf16", |isa| layer(DECODING, isa, Dtype::Bf16, Layer::decode)),
     ("repack-bf16", |isa| layer(TRAINING, isa, Dtype::Bf16, Layer::repack)),
+    ("attention-f32", |isa| Ok(attention::work::<f32>(isa))),
+    ("attention-bf16", |isa| Ok(attention::work::<Bf16>(isa))),
     ("top-k", |_| choices(Choices::select)),
     ("counting-sort", |_| choices(Choices::sort)),
 ];

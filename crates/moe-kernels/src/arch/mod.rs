@@ -340,9 +340,8 @@ pub(crate) trait Kernel: Copy + Send + Sync {
     #[inline(always)]
     fn joined_along(self, values: &[f32; 2 * SIDE]) -> [Self::Lane; SIDE] {
         let mut to = [Self::Lane::default(); SIDE];
-        for i in 0..SIDE {
-            let at = i * Self::Lane::DEPTH;
-            to[i] = Self::Lane::join(values[at], values[at + Self::Lane::DEPTH - 1]);
+        for (to, values) in to.iter_mut().zip(values.chunks_exact(Self::Lane::DEPTH)) {
+            *to = Self::Lane::join(values[0], values[Self::Lane::DEPTH - 1]);
         }
         to
     }
@@ -362,8 +361,8 @@ pub(crate) trait Kernel: Copy + Send + Sync {
     #[inline(always)]
     fn rounded(self, values: &[f32; SIDE]) -> [u16; SIDE] {
         let mut to = [0; SIDE];
-        for i in 0..SIDE {
-            to[i] = to_bf16(values[i]) as u16;
+        for (to, &value) in to.iter_mut().zip(values) {
+            *to = to_bf16(value) as u16;
         }
         to
     }

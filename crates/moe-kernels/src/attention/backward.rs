@@ -229,6 +229,7 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
         let Scratch { queries: of_queries, dy, tile: [weight, grad], keys, values, mean_t, .. } =
             &mut *self.scratch;
         let (heads, depth, stride) = (self.heads, depth::<K>(self.heads), stride::<K>(self.heads));
+        let scale = heads.scale();
         let lanes = queries.start * depth..(queries.start + K::MR) * depth;
         let [query, dy] =
             [of_queries, dy].map(|all| Left { lanes: &all[lanes.clone()], stride: K::MR });
@@ -250,7 +251,7 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
             for (i, query) in queries.clone().enumerate() {
                 let weight = &mut weight[i * stride + first..][..K::NR];
                 let grad = &mut grad[i * stride + first..][..K::NR];
-                weigh::<K>(weight, grad, heads.scale(), log_t[query], mean_t[query]);
+                weigh::<K>(weight, grad, scale, log_t[query], mean_t[query]);
                 let seen = heads.seen(query + 1).saturating_sub(first).min(K::NR);
                 weight[seen..].fill(0.0);
                 grad[seen..].fill(0.0);

@@ -66,10 +66,7 @@ fn by_formula(heads: &Heads, qkv: &[f32], dy: &[f32]) -> (Passed<f64>, f64) {
     ((y, logs, dqkv), added.into_iter().fold(1.0, f64::max))
 }
 
-fn by_kernel<S: Score>(isa: Isa, heads: &Heads, qkv: &[S], dy: &[S]) -> Passed<S>
-where
-    S: Default,
-{
+fn by_kernel<S: Score + Default>(isa: Isa, heads: &Heads, qkv: &[S], dy: &[S]) -> Passed<S> {
     let mut y = vec![S::default(); dy.len()];
     let mut logs = vec![0.0; heads.batch * heads.heads * heads.tokens];
     attention(isa, heads, qkv, &mut y, &mut logs).unwrap();
