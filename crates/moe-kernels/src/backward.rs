@@ -320,7 +320,10 @@ impl<K: Kernel> Rows<'_, K> {
         let of_expert = |stacked| matrix(stacked, shape, task.span.expert);
         let matrices = [self.weights.gate_ehd.map(of_expert), Some(of_expert(self.weights.w1_ehd))];
         let factor = Factor { matrices, width: shape.width };
-        let stride = gemm::sums_stride::<K>(shape.width);
+        // Whole panels go where they belong; what is narrower would write over the next row.
+        let whole = shape.width.is_multiple_of(K::NR);
+        let stride = if whole { shape.width } else { gemm::sums_stride::<K>(shape.width) };
+        let to = if whole { &mut *task.dx } else { &mut *sums };
         let mut product = Product { kernel: self.forward.kernel, operand: block, panel };
         let mut depths = factor.depths::<K>().peekable();
         while let Some(depth) = depths.next() {
@@ -331,13 +334,15 @@ impl<K: Kernel> Rows<'_, K> {
                 product.multiply(
                     piece,
                     next,
-                    Sums { to: &mut sums[number * K::NR..], stride },
+                    Sums { to: &mut to[number * K::NR..], stride },
                     |_| {},
                 );
             }
         }
-        for (dx_d, sums) in task.dx.chunks_exact_mut(shape.width).zip(sums.chunks(stride)) {
-            dx_d.copy_from_slice(&sums[..shape.width]);
+        if !whole {
+            for (dx_d, sums) in task.dx.chunks_exact_mut(shape.width).zip(sums.chunks(stride)) {
+                dx_d.copy_from_slice(&sums[..shape.width]);
+            }
         }
     }
 }

@@ -49,8 +49,11 @@ fn sum(rows: &[u32], row_nd: &[f32], y_d: &mut [f32]) {
     let row = |row: u32| &row_nd[row as usize * width..][..width];
     match rows {
         [] => y_d.fill(0.0),
-        [first, rest @ ..] => {
-            y_d.copy_from_slice(row(*first));
+        [only] => y_d.copy_from_slice(row(*only)),
+        [first, second, rest @ ..] => {
+            for ((y, a), b) in y_d.iter_mut().zip(row(*first)).zip(row(*second)) {
+                *y = a + b;
+            }
             for &next in rest {
                 for (y, x) in y_d.iter_mut().zip(row(next)) {
                     *y += x;

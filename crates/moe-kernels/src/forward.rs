@@ -315,7 +315,11 @@ impl<'a, K: Kernel> Context<'a, K> {
         let depth = self.sizes.down_depth;
         let operand = Operand { lanes: second, rows: weight_n.len(), depth };
         let panels = expert.down.chunks_exact(depth * K::NR);
-        let stride = gemm::sums_stride::<K>(self.packed.shape().width);
+        let width = self.packed.shape().width;
+        // Whole panels go where they belong; what is narrower would write over the next row.
+        let whole = width.is_multiple_of(K::NR);
+        let stride = if whole { width } else { gemm::sums_stride::<K>(width) };
+        let to = if whole { &mut *task.y } else { &mut *sums };
         let tiles = operand.rows.div_ceil(K::MR);
         // Depth outermost: the part of the operand that all panels need stays in the cache.
         for part in gemm::parts::<K>(depth, gemm::DEPTH) {
@@ -325,7 +329,7 @@ impl<'a, K: Kernel> Context<'a, K> {
             let next = panels.clone().skip(1).map(|panel| &panel[lanes.clone()]);
             let next = next.chain([&expert.down[after]]);
             for (number, (panel, ahead)) in panels.clone().zip(next).enumerate() {
-                let sums = Sums { to: &mut sums[number * K::NR..], stride };
+                let sums = Sums { to: &mut to[number * K::NR..], stride };
                 let mut ahead = ahead.chunks(ahead.len().div_ceil(tiles).max(1));
                 gemm::partial(
                     self.kernel,
@@ -339,23 +343,27 @@ impl<'a, K: Kernel> Context<'a, K> {
                 );
             }
         }
-        weigh(sums, stride, weight_n, expert.b2_d, task.y);
+        if !whole {
+            for (y_d, sums) in task.y.chunks_exact_mut(width).zip(sums.chunks(stride)) {
+                y_d.copy_from_slice(&sums[..width]);
+            }
+        }
+        weigh(weight_n, expert.b2_d, task.y);
     }
 }
 
-/// `y[n] = weight[n] (sums[n] + b2)`.
+/// `y[n] = weight[n] (y[n] + b2)`.
 #[inline(always)]
-fn weigh(sums: &[f32], stride: usize, weight_n: &[f32], b2_d: Option<&[f32]>, y_nd: &mut [f32]) {
+fn weigh(weight_n: &[f32], b2_d: Option<&[f32]>, y_nd: &mut [f32]) {
     let width = y_nd.len() / weight_n.len();
-    for ((sums, y_d), weight) in sums.chunks(stride).zip(y_nd.chunks_exact_mut(width)).zip(weight_n)
-    {
+    for (y_d, weight) in y_nd.chunks_exact_mut(width).zip(weight_n) {
         match b2_d {
             Some(b2_d) => {
-                for ((y, sum), bias) in y_d.iter_mut().zip(sums).zip(b2_d) {
-                    *y = weight * (sum + bias);
+                for (y, bias) in y_d.iter_mut().zip(b2_d) {
+                    *y = weight * (*y + bias);
                 }
             }
-            None => y_d.iter_mut().zip(sums).for_each(|(y, sum)| *y = weight * sum),
+            None => y_d.iter_mut().for_each(|y| *y *= weight),
         }
     }
 }
