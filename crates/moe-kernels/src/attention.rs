@@ -19,11 +19,13 @@
 mod backward;
 mod forward;
 
+use std::ops::Range;
+
 use crate::arch::{Isa, Kernel, Lane};
 use crate::memory::Buffer;
 use crate::pack::{stack, transpose};
 use crate::softmax::Score;
-use crate::{KernelError, gemm};
+use crate::{KernelError, gemm, threads};
 
 pub use backward::{AttentionInput, attention_backward};
 pub use forward::attention;
@@ -97,6 +99,13 @@ struct Place {
     head: usize,
 }
 
+impl Place {
+    /// Where the head's first row begins, with `stride` values from token to token.
+    fn first(self, heads: &Heads, part: usize, stride: usize) -> usize {
+        self.sequence * heads.tokens * stride + part * heads.row() + self.head * heads.width
+    }
+}
+
 /// Every head of every sequence, in the order of `[b, m]`.
 fn places(heads: &Heads) -> impl Iterator<Item = Place> {
     let count = heads.heads;
@@ -113,8 +122,7 @@ fn widen<S: Score>(
     to_tc: &mut [f32],
 ) {
     let stride = parts * heads.row();
-    let first =
-        place.sequence * heads.tokens * stride + part * heads.row() + place.head * heads.width;
+    let first = place.first(heads, part, stride);
     let rows = from[first..].chunks(stride);
     for (to_c, from) in to_tc.chunks_exact_mut(heads.width).zip(rows) {
         for (to, from) in to_c.iter_mut().zip(from) {
@@ -122,6 +130,50 @@ fn widen<S: Score>(
         }
     }
 }
+
+/// Asks for rows of a head that comes later: they lie a token apart, which no processor foresees.
+#[inline(always)]
+fn prefetch<K: Kernel, S: Score>(
+    kernel: K,
+    heads: &Heads,
+    place: Place,
+    [part, parts]: [usize; 2],
+    from: &[S],
+    rows: Range<usize>,
+) {
+    let stride = parts * heads.row();
+    let first = place.first(heads, part, stride);
+    for row in rows {
+        kernel.prefetch(&from[first + row * stride..][..heads.width]);
+    }
+}
+
+/// A head of a run, and the one after it.
+struct Turn<T> {
+    place: Place,
+    next: Option<Place>,
+    of_head: T,
+}
+
+/// Heads in runs: a thread that takes the next head too can ask for it while it computes this one.
+fn runs<T>(heads: &Heads, of_heads: impl Iterator<Item = T>) -> Vec<Vec<Turn<T>>> {
+    let length = (heads.batch * heads.heads).div_ceil(threads::count() * RUNS).max(1);
+    let mut runs: Vec<Vec<Turn<T>>> = Vec::new();
+    for (i, (place, of_head)) in places(heads).zip(of_heads).enumerate() {
+        if i % length == 0 {
+            runs.push(Vec::with_capacity(length));
+        }
+        let run = runs.last_mut().expect("a run");
+        if let Some(before) = run.last_mut() {
+            before.next = Some(place);
+        }
+        run.push(Turn { place, next: None, of_head });
+    }
+    runs
+}
+
+/// Runs of a thread: enough for an even load.
+const RUNS: usize = 8;
 
 /// Lanes of a row of a head.
 fn depth<K: Kernel>(heads: &Heads) -> usize {

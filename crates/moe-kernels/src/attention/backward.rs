@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use super::{
-    Heads, PARTS, Place, across, across_lanes, along, along_lanes, depth, instructions, lanes,
-    padded, places, tile_lanes, tiles, tokens_depth, widen,
+    Heads, PARTS, Place, Turn, across, across_lanes, along, along_lanes, depth, instructions,
+    lanes, padded, prefetch, runs, tile_lanes, tiles, tokens_depth, widen,
 };
 use crate::activation::exp;
 use crate::arch::{Isa, Job, Kernel, Lane, Left, Work};
@@ -74,9 +74,10 @@ impl<S: Score> Work for Backward<'_, S> {
                 dv,
             }));
         }
-        let all: Vec<_> = places(heads).zip(all).collect();
-        tasks::run(all, &mut workers, |(place, grads), scratch| {
-            kernel.vectorized(Head { kernel, heads, input, place, grads, scratch });
+        tasks::run(runs(heads, all.into_iter()), &mut workers, |run, scratch| {
+            for Turn { place, next, of_head: grads } in run {
+                kernel.vectorized(Head { kernel, heads, input, place, next, grads, scratch });
+            }
         });
         Ok(())
     }
@@ -163,6 +164,7 @@ struct Head<'a, S, K: Kernel> {
     heads: &'a Heads,
     input: AttentionInput<'a, S>,
     place: Place,
+    next: Option<Place>,
     grads: Grads<'a, S>,
     scratch: &'a mut Scratch<K>,
 }
@@ -178,6 +180,7 @@ impl<S: Score, K: Kernel> Job for Head<'_, S, K> {
             let block = start..tokens.min(start + TILES * K::MR);
             for first in block.clone().step_by(K::MR) {
                 let queries = first..block.end.min(first + K::MR);
+                self.fetch_next(&queries);
                 self.scores(&queries);
                 self.keep(&queries, start);
                 self.queries(&queries);
@@ -221,6 +224,18 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
         for (mean, (dy_c, y_c)) in mean_t.iter_mut().zip(rows) {
             *mean = dot(dy_c, y_c);
         }
+    }
+
+    /// Asks for the next head's rows of these tokens.
+    #[inline(always)]
+    fn fetch_next(&self, tokens: &Range<usize>) {
+        let Self { kernel, heads, input, next, .. } = *self;
+        let Some(next) = next else { return };
+        for part in 0..PARTS {
+            prefetch(kernel, heads, next, [part, PARTS], input.qkv, tokens.clone());
+        }
+        prefetch(kernel, heads, next, [0, 1], input.y, tokens.clone());
+        prefetch(kernel, heads, next, [0, 1], input.dy, tokens.clone());
     }
 
     /// Weights of a tile of queries, and the gradients of their scores.

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use super::{
-    Heads, PARTS, Place, across, across_lanes, along, along_lanes, depth, instructions, lanes,
-    places, tile_lanes, tiles, tokens_depth, widen,
+    Heads, PARTS, Place, Turn, across, across_lanes, along, along_lanes, depth, instructions,
+    lanes, prefetch, runs, tile_lanes, tiles, tokens_depth, widen,
 };
 use crate::activation::exp;
 use crate::arch::{Isa, Job, Kernel, Lane, Left, Work};
@@ -56,9 +56,10 @@ impl<S: Score> Work for Forward<'_, S> {
         let sequences = y.chunks_exact_mut(heads.tokens * heads.row());
         let y = sequences.flat_map(|y| bands(y, heads.row(), heads.width));
         let logs = log_bmt.chunks_exact_mut(heads.tokens);
-        let heads_of = places(heads).zip(y).zip(logs).map(|((place, y), log_t)| (place, y, log_t));
-        tasks::run(heads_of.collect(), &mut workers, |(place, y, log_t), scratch| {
-            kernel.vectorized(Head { kernel, heads, qkv, place, y, log_t, scratch });
+        tasks::run(runs(heads, y.zip(logs)), &mut workers, |run, scratch| {
+            for Turn { place, next, of_head: (y, log_t) } in run {
+                kernel.vectorized(Head { kernel, heads, qkv, place, next, y, log_t, scratch });
+            }
         });
         Ok(())
     }
@@ -98,6 +99,7 @@ struct Head<'a, S, K: Kernel> {
     heads: &'a Heads,
     qkv: &'a [S],
     place: Place,
+    next: Option<Place>,
     y: Band<'a, S>,
     log_t: &'a mut [f32],
     scratch: &'a mut Scratch<K>,
@@ -115,6 +117,11 @@ impl<S: Score, K: Kernel> Job for Head<'_, S, K> {
         across(kernel, heads, &scratch.rows_tc, &mut scratch.values);
         for first in (0..heads.tokens).step_by(K::NR) {
             let queries = first..heads.tokens.min(first + K::NR);
+            if let Some(next) = self.next {
+                for part in 0..PARTS {
+                    prefetch(kernel, heads, next, [part, PARTS], qkv, queries.clone());
+                }
+            }
             let keys = heads.seen(queries.end);
             self.score(&queries, keys);
             let sum = self.weigh(&queries, keys);
