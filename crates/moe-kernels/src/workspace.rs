@@ -41,7 +41,7 @@ impl Workspace {
 }
 
 /// What activations saw in a forward pass, kept for the backward pass in the type of the products: rows of
-/// lanes, each of one routed row or of a pair of an expert's rows ([`LaneRows`]).
+/// lanes, each of one routed row or of a pair of an expert's rows.
 ///
 /// Of a gated expert a row holds the gate's and the up map's columns, else the up map's only. The
 /// backward pass overwrites it.
