@@ -24,7 +24,7 @@ use std::ops::Range;
 use crate::arch::{Isa, Kernel, Lane};
 use crate::memory::Buffer;
 use crate::pack::{stack, transpose};
-use crate::softmax::Score;
+use crate::score::Score;
 use crate::{KernelError, gemm, threads};
 
 pub use backward::{AttentionInput, attention_backward};
@@ -46,7 +46,7 @@ pub struct Heads {
 }
 
 /// Queries, keys and values lie beside each other.
-const PARTS: usize = 3;
+const MAPS: usize = 3;
 
 impl Heads {
     /// Values from one token to the next.

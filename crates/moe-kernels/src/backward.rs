@@ -20,9 +20,10 @@ use crate::combine::combine;
 use crate::factor::{Factor, Product};
 use crate::forward::{self, Context, OnPanel, Span};
 use crate::gemm::{self, Operand, Sums};
-use crate::hidden::{BackRows, Hidden, PARTS, hidden_stride, pre_stride};
+use crate::hidden::{BackRows, Hidden, hidden_stride, pre_stride};
 use crate::pack::{Packed, Panelled};
 use crate::plan::Plan;
+use crate::score::dot;
 use crate::shape::{Shape, WeightGrads, Weights};
 use crate::workspace::{LaneRows, Need, Operands, Saved, Scratch, Workspace};
 use crate::{KernelError, tasks, wgrad};
@@ -351,15 +352,4 @@ impl<K: Kernel> Rows<'_, K> {
 fn matrix<'a>(stacked: &'a [f32], shape: &Shape, expert: usize) -> &'a [f32] {
     let size = shape.width * shape.hidden;
     &stacked[expert * size..][..size]
-}
-
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut part = [0.0; PARTS];
-    for (a, b) in a.chunks(PARTS).zip(b.chunks(PARTS)) {
-        for ((part, a), b) in part.iter_mut().zip(a).zip(b) {
-            *part += a * b;
-        }
-    }
-    part.iter().sum()
 }

@@ -9,8 +9,8 @@ use crate::activation::{Curve, OnCurve};
 use crate::arch::{Kernel, Lane};
 use crate::left;
 use crate::pack::join_rows;
+use crate::score::{PARTS, by_halves};
 use crate::shape::{Activation, Shape};
-use crate::softmax::by_halves;
 
 /// Columns of a matrix padded to whole panels.
 fn padded<K: Kernel>(columns: usize) -> usize {
@@ -315,11 +315,7 @@ fn join<K: Kernel>(kernel: K, to: &mut [K::Lane], rows: &Rows, second: bool) {
     join_rows(kernel, to, &rows[0], second.then_some(&rows[1][..]));
 }
 
-/// Partial sums of a dot product, so that it becomes a vector's worth of independent ones; columns that are
-/// taken at a time.
-pub(crate) const PARTS: usize = 16;
-
-/// The same of kernels with narrower panels.
+/// Columns that are taken at a time where panels are narrower than [`PARTS`].
 const NARROW: usize = 8;
 
 /// A panel's columns of one row of lanes. Those that are not there are zeros and stay so.

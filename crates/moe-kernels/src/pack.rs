@@ -75,7 +75,7 @@ fn joined<K: Kernel>(kernel: K, values: &[f32]) -> [K::Lane; SIDE] {
         return kernel.joined_along(values);
     }
     let mut padded = [0.0; 2 * SIDE];
-    // A gated layer's panel has half as many columns.
+    // Half as many, as a gated layer's panel has, are copied by registers; other lengths by a call.
     if values.len() == SIDE {
         padded[..SIDE].copy_from_slice(values);
     } else {

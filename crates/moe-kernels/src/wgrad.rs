@@ -111,8 +111,8 @@ pub(crate) fn add<K: Kernel>(
     let least = (FEW * workers.len()).div_ceil(2 * visited.max(1));
     let ups = cut::<K>(Which::Up, [h, d], grads.w1_ehd, grads.b1_eh.as_deref_mut(), least);
     let gates = grads.gate_ehd.as_deref_mut();
-    let mut gates = gates.map(|gate_ehd| cut::<K>(Which::Gate, [h, d], gate_ehd, None, least));
-    let mut gates = gates.iter_mut().flat_map(|gates| gates.drain(..));
+    let gates = gates.map(|gate_ehd| cut::<K>(Which::Gate, [h, d], gate_ehd, None, least));
+    let mut gates = gates.into_iter().flatten();
     let downs = cut::<K>(Which::Down, [d, h], grads.w2_edh, grads.b2_ed.as_deref_mut(), least);
     let mut tasks: Vec<_> = ups
         .into_iter()

@@ -4,15 +4,15 @@
 use std::ops::Range;
 
 use super::{
-    Heads, PARTS, Place, Turn, across, across_lanes, along, along_lanes, depth, instructions,
-    lanes, padded, prefetch, runs, tile_lanes, tiles, tokens_depth, widen,
+    Heads, MAPS, Place, Turn, across, across_lanes, along, along_lanes, depth, instructions, lanes,
+    padded, prefetch, runs, tile_lanes, tiles, tokens_depth, widen,
 };
 use crate::activation::exp;
 use crate::arch::{Isa, Job, Kernel, Lane, Left, Work};
 use crate::bands::{Band, bands};
 use crate::memory::Buffer;
 use crate::pack::join_rows;
-use crate::softmax::{Score, dot, narrow};
+use crate::score::{Score, dot, narrow};
 use crate::{KernelError, left, tasks, threads};
 
 /// What [`attention_backward`] reads.
@@ -39,10 +39,10 @@ pub fn attention_backward<S: Score>(
     input: AttentionInput<'_, S>,
     dqkv: &mut [S],
 ) -> Result<(), KernelError> {
-    heads.check("qkv", PARTS, input.qkv.len())?;
+    heads.check("qkv", MAPS, input.qkv.len())?;
     heads.check("y", 1, input.y.len())?;
     heads.check("dy", 1, input.dy.len())?;
-    heads.check("dqkv", PARTS, dqkv.len())?;
+    heads.check("dqkv", MAPS, dqkv.len())?;
     heads.check_logs("log_bmt", input.log_bmt.len())?;
     if heads.is_empty() {
         return Ok(());
@@ -63,7 +63,7 @@ impl<S: Score> Work for Backward<'_, S> {
         let Self { heads, input, dqkv } = self;
         let workers = (0..threads::count()).map(|_| Scratch::<K>::new(heads));
         let mut workers = workers.collect::<Result<Vec<_>, _>>()?;
-        let stride = PARTS * heads.row();
+        let stride = MAPS * heads.row();
         let mut all = Vec::with_capacity(heads.batch * heads.heads);
         for dqkv in dqkv.chunks_exact_mut(heads.tokens * stride) {
             let mut bands: Vec<_> = bands(dqkv, stride, heads.width).collect();
@@ -93,12 +93,6 @@ struct Grads<'a, S> {
 /// Tiles of queries in a block: its weights and gradients stay in the second cache.
 const TILES: usize = 16;
 
-/// Rows as columns of a product's second operand, and as its depth.
-struct Both<L: Lane> {
-    along: Buffer<L>,
-    across: Buffer<L>,
-}
-
 /// Buffers of a thread.
 struct Scratch<K: Kernel> {
     rows_tc: Buffer<f32>,
@@ -109,7 +103,8 @@ struct Scratch<K: Kernel> {
     queries_across: Buffer<K::Lane>,
     dy: Buffer<K::Lane>,
     dy_across: Buffer<K::Lane>,
-    keys: Both<K::Lane>,
+    keys: Buffer<K::Lane>,
+    keys_across: Buffer<K::Lane>,
     values: Buffer<K::Lane>,
     /// Weights and gradients of the scores of one tile, `[MR, j]`.
     tile: [Buffer<f32>; 2],
@@ -144,10 +139,8 @@ impl<K: Kernel> Scratch<K> {
             queries_across: lanes(across_lanes::<K>(heads))?,
             dy: lanes(tile_lanes::<K>(heads))?,
             dy_across: lanes(across_lanes::<K>(heads))?,
-            keys: Both {
-                along: lanes(along_lanes::<K>(heads))?,
-                across: lanes(across_lanes::<K>(heads))?,
-            },
+            keys: lanes(along_lanes::<K>(heads))?,
+            keys_across: lanes(across_lanes::<K>(heads))?,
             values: lanes(along_lanes::<K>(heads))?,
             tile: [tile()?, tile()?],
             block: [block()?, block()?],
@@ -205,16 +198,17 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
             dy,
             dy_across,
             keys,
+            keys_across,
             values,
             ..
         } = &mut *self.scratch;
-        widen(heads, place, [0, PARTS], input.qkv, rows_tc);
+        widen(heads, place, [0, MAPS], input.qkv, rows_tc);
         tiles(kernel, heads, rows_tc, queries);
         across(kernel, heads, rows_tc, queries_across);
-        widen(heads, place, [1, PARTS], input.qkv, rows_tc);
-        along(kernel, heads, rows_tc, &mut keys.along);
-        across(kernel, heads, rows_tc, &mut keys.across);
-        widen(heads, place, [2, PARTS], input.qkv, rows_tc);
+        widen(heads, place, [1, MAPS], input.qkv, rows_tc);
+        along(kernel, heads, rows_tc, keys);
+        across(kernel, heads, rows_tc, keys_across);
+        widen(heads, place, [2, MAPS], input.qkv, rows_tc);
         along(kernel, heads, rows_tc, values);
         widen(heads, place, [0, 1], input.y, y_tc);
         widen(heads, place, [0, 1], input.dy, rows_tc);
@@ -231,8 +225,8 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
     fn fetch_next(&self, tokens: &Range<usize>) {
         let Self { kernel, heads, input, next, .. } = *self;
         let Some(next) = next else { return };
-        for part in 0..PARTS {
-            prefetch(kernel, heads, next, [part, PARTS], input.qkv, tokens.clone());
+        for part in 0..MAPS {
+            prefetch(kernel, heads, next, [part, MAPS], input.qkv, tokens.clone());
         }
         prefetch(kernel, heads, next, [0, 1], input.y, tokens.clone());
         prefetch(kernel, heads, next, [0, 1], input.dy, tokens.clone());
@@ -254,14 +248,7 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
         for first in (0..heads.seen(queries.end)).step_by(K::NR) {
             let panel = first * depth..(first + K::NR) * depth;
             let (rows, kernel) = (queries.len(), self.kernel);
-            kernel.tile(
-                rows,
-                query,
-                &keys.along[panel.clone()],
-                &mut weight[first..],
-                stride,
-                false,
-            );
+            kernel.tile(rows, query, &keys[panel.clone()], &mut weight[first..], stride, false);
             kernel.tile(rows, dy, &values[panel], &mut grad[first..], stride, false);
             for (i, query) in queries.clone().enumerate() {
                 let weight = &mut weight[i * stride + first..][..K::NR];
@@ -294,14 +281,14 @@ impl<S: Score, K: Kernel> Head<'_, S, K> {
     /// `dq_i = sum_j ds_ij k_j`.
     #[inline(always)]
     fn queries(&mut self, queries: &Range<usize>) {
-        let Scratch { tile: [_, grad], keys, left, product: sums, .. } = &mut *self.scratch;
+        let Scratch { tile: [_, grad], keys_across, left, product: sums, .. } = &mut *self.scratch;
         let (heads, stride) = (self.heads, stride::<K>(self.heads));
         let seen = heads.seen(queries.end);
         let rows = grad.chunks_exact(stride).take(queries.len()).map(|row| &row[..seen]);
         left::along(self.kernel, left, 0, rows);
         let lanes = seen.div_ceil(K::Lane::DEPTH);
         let left = Left { lanes: &left[..lanes * K::MR], stride: K::MR };
-        let panels = keys.across.chunks_exact(tokens_depth::<K>(heads) * K::NR);
+        let panels = keys_across.chunks_exact(tokens_depth::<K>(heads) * K::NR);
         for (panel, first) in panels.zip((0..heads.width).step_by(K::NR)) {
             self.kernel.tile(queries.len(), left, &panel[..lanes * K::NR], sums, K::NR, false);
             let columns = first..heads.width.min(first + K::NR);

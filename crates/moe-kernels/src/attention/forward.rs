@@ -4,15 +4,15 @@
 use std::ops::Range;
 
 use super::{
-    Heads, PARTS, Place, Turn, across, across_lanes, along, along_lanes, depth, instructions,
-    lanes, prefetch, runs, tile_lanes, tiles, tokens_depth, widen,
+    Heads, MAPS, Place, Turn, across, across_lanes, along, along_lanes, depth, instructions, lanes,
+    prefetch, runs, tile_lanes, tiles, tokens_depth, widen,
 };
 use crate::activation::exp;
 use crate::arch::{Isa, Job, Kernel, Lane, Left, Work};
 use crate::bands::{Band, bands};
 use crate::gemm::{self, Operand, Sums};
 use crate::memory::Buffer;
-use crate::softmax::{Score, narrow};
+use crate::score::{Score, narrow};
 use crate::{KernelError, tasks, threads};
 
 /// Self-attention: `y`, `[b, t, m, c]`, of queries, keys and values `[b, t, 3, m, c]`, and the logarithms
@@ -30,7 +30,7 @@ pub fn attention<S: Score>(
     y: &mut [S],
     log_bmt: &mut [f32],
 ) -> Result<(), KernelError> {
-    heads.check("qkv", PARTS, qkv.len())?;
+    heads.check("qkv", MAPS, qkv.len())?;
     heads.check("y", 1, y.len())?;
     heads.check_logs("log_bmt", log_bmt.len())?;
     if heads.is_empty() {
@@ -109,23 +109,23 @@ impl<S: Score, K: Kernel> Job for Head<'_, S, K> {
     #[inline(always)]
     fn run(mut self) {
         let Self { kernel, heads, qkv, place, ref mut scratch, .. } = self;
-        widen(heads, place, [0, PARTS], qkv, &mut scratch.rows_tc);
+        widen(heads, place, [0, MAPS], qkv, &mut scratch.rows_tc);
         along(kernel, heads, &scratch.rows_tc, &mut scratch.queries);
-        widen(heads, place, [1, PARTS], qkv, &mut scratch.rows_tc);
+        widen(heads, place, [1, MAPS], qkv, &mut scratch.rows_tc);
         tiles(kernel, heads, &scratch.rows_tc, &mut scratch.keys);
-        widen(heads, place, [2, PARTS], qkv, &mut scratch.rows_tc);
+        widen(heads, place, [2, MAPS], qkv, &mut scratch.rows_tc);
         across(kernel, heads, &scratch.rows_tc, &mut scratch.values);
         for first in (0..heads.tokens).step_by(K::NR) {
             let queries = first..heads.tokens.min(first + K::NR);
             if let Some(next) = self.next {
-                for part in 0..PARTS {
-                    prefetch(kernel, heads, next, [part, PARTS], qkv, queries.clone());
+                for part in 0..MAPS {
+                    prefetch(kernel, heads, next, [part, MAPS], qkv, queries.clone());
                 }
             }
             let keys = heads.seen(queries.end);
             self.score(&queries, keys);
-            let sum = self.weigh(&queries, keys);
-            self.mix(&queries, keys, &sum);
+            let inverse = self.weigh(&queries, keys);
+            self.mix(&queries, keys, &inverse);
         }
     }
 }
